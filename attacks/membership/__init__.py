@@ -1,0 +1,1 @@
+"""Was this example among the training data?"""

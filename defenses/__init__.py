@@ -1,0 +1,1 @@
+"""Defences change updates, and say what they guarantee, to whom."""

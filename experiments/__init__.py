@@ -1,0 +1,1 @@
+"""From a configuration to stored runs, tables and figures. The only room that knows Hydra."""

@@ -1,0 +1,1 @@
+"""The federation: data, models, lanes, rounds, and who sees what."""
