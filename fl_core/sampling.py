@@ -5,8 +5,16 @@ The sampler that draws the batches also names the event, so that what is account
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, Protocol
+
+import torch
+from torch import Tensor
+
+from fl_core.errors import check_number
+from fl_core.lanes import Batch
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,3 +28,104 @@ class SamplingEvent:
     sampler: Literal["poisson", "shuffled"]
     rate: float
     steps: int
+
+
+class Sampler(Protocol):
+    """Draws a client's batches for one round. `size` is the client's public number of examples."""
+
+    @property
+    def batch_size(self) -> int: ...
+
+    def draw(self, examples: Tensor, size: int, generator: torch.Generator) -> list[Tensor]: ...
+
+    def event(self, size: int, rounds: int) -> SamplingEvent: ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shuffled:
+    """Every epoch visits each example once, in a fresh order; the last batch of an epoch may be smaller."""
+
+    local_epochs: int
+    batch_size: int
+
+    def __post_init__(self) -> None:
+        check_number("algorithm.sampler.local_epochs", self.local_epochs, minimum=1, integer=True)
+        check_number("algorithm.sampler.batch_size", self.batch_size, minimum=1, integer=True)
+
+    def draw(self, examples: Tensor, size: int, generator: torch.Generator) -> list[Tensor]:
+        """Batches of entries of `examples` [n]; none at all for a client without examples."""
+        del size
+        batches: list[Tensor] = []
+        for _ in range(self.local_epochs):
+            order = examples[torch.randperm(len(examples), generator=generator)]
+            batches.extend(batch for batch in order.split(self.batch_size) if len(batch))
+        return batches
+
+    def event(self, size: int, rounds: int) -> SamplingEvent:
+        """One visit an epoch, without amplification by sampling."""
+        del size
+        return SamplingEvent(sampler="shuffled", rate=1.0, steps=self.local_epochs * rounds)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Poisson:
+    """Every step draws each example by its own coin; batches have `batch_size` examples on average and may be empty.
+
+    The rate is batch_size / size and an epoch has ceil(size / batch_size) steps, from the public size: neither
+    depends on how many examples the client really holds.
+    """
+
+    local_epochs: int
+    batch_size: int
+
+    def __post_init__(self) -> None:
+        check_number("algorithm.sampler.local_epochs", self.local_epochs, minimum=1, integer=True)
+        check_number("algorithm.sampler.batch_size", self.batch_size, minimum=1, integer=True)
+
+    def draw(self, examples: Tensor, size: int, generator: torch.Generator) -> list[Tensor]:
+        """Batches of entries of `examples` [n], some of them perhaps empty."""
+        event = self.event(size, rounds=1)
+        drawn = torch.rand(event.steps, len(examples), generator=generator) < event.rate
+        return [examples[step] for step in drawn]
+
+    def event(self, size: int, rounds: int) -> SamplingEvent:
+        """The Poisson event, with the public rate and number of steps."""
+        rate = min(1.0, self.batch_size / max(size, 1))
+        steps = math.ceil(max(size, 1) / self.batch_size) * self.local_epochs * rounds
+        return SamplingEvent(sampler="poisson", rate=rate, steps=steps)
+
+
+class ExampleFeed:
+    """Serves batches by row number from images [examples, channels, height, width] and labels [examples].
+
+    `plan[lane][step]` holds the row numbers of that lane's step. A lane whose plan is shorter than the others' idles
+    at the end; an empty batch inside the plan is a real step on no example (a DP step on noise alone).
+    """
+
+    def __init__(self, images: Tensor, labels: Tensor, plan: Sequence[Sequence[Tensor]]) -> None:
+        self._images, self._labels, self._plan = images, labels, plan
+        self._lengths = [len(batches) for batches in plan]
+        self.steps = max(self._lengths, default=0)
+
+    def stacked(self, step: int) -> Batch:
+        """Inputs (images [lanes, batch, ...], labels [lanes, batch]), padded to the widest lane of this step."""
+        empty = torch.empty(0, dtype=torch.long)
+        rows = [batches[step] if step < len(batches) else empty for batches in self._plan]
+        sizes = torch.tensor([len(row) for row in rows])
+        mask = torch.arange(int(sizes.max())) < sizes[:, None]
+        index = torch.zeros(mask.shape, dtype=torch.long)
+        index[mask] = torch.cat(rows)
+        device = self._images.device
+        index, real = index.to(device), mask.to(device, self._images.dtype)
+        active = None
+        if min(self._lengths) <= step:
+            active = torch.tensor([step < length for length in self._lengths], device=device)
+        return Batch((self._images[index], self._labels[index]), real, active)
+
+    def one(self, step: int, lane: int) -> Batch | None:
+        """The same for one lane [1, batch, ...], without padding."""
+        if step >= self._lengths[lane]:
+            return None
+        index = self._plan[lane][step].to(self._images.device)
+        images, labels = self._images[index], self._labels[index]
+        return Batch((images.unsqueeze(0), labels.unsqueeze(0)), images.new_ones(1, len(index)))

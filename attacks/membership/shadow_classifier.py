@@ -1,0 +1,93 @@
+"""Shadow-model attack in the style of Shokri et al. 2017: learn from shadows how members look.
+
+One classifier a class, trained on the shadows' prediction vectors with IN and OUT as the two labels. It
+learns no example's own difficulty, which is what LiRA adds.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+from sklearn.linear_model import LogisticRegression
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+
+from attacks.base import Bools, Floats, Ints, MembershipKnowledge
+from attacks.membership.signals import require_shadows, scaled_confidence
+from fl_core.errors import InputError, check_number
+
+SORTED_CLASSES = 3
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShadowClassifier:
+    """Shokri et al. 2017, "Membership Inference Attacks Against Machine Learning Models".
+
+    Features: the 3 largest log probabilities, the true label's log probability and its scaled confidence,
+    standardised; the classifier is a logistic regression, so its score is a log-odds. At most `max_rows` of
+    the shadows × examples rows are used, drawn at random with `seed`. A class with fewer than `min_rows`
+    rows IN or OUT is scored by one classifier trained on all classes together.
+    """
+
+    max_rows: int = 20_000
+    min_rows: int = 20
+    seed: int = 0
+    name: ClassVar[str] = "shadow classifier"
+
+    def __post_init__(self) -> None:
+        check_number("shadow classifier max_rows", self.max_rows, minimum=2, integer=True)
+        check_number("shadow classifier min_rows", self.min_rows, minimum=1, integer=True)
+
+    def run(self, outputs: Floats, knowledge: MembershipKnowledge) -> NDArray[np.float64]:
+        """Log-odds of membership [examples], in nats, from the target's logits [examples, classes].
+
+        Raises InputError without shadows, without rows of both kinds, or for logits that are not finite.
+        """
+        shadows = require_shadows(self.name, knowledge)
+        labels = knowledge.labels
+        target = prediction_features(outputs, labels)
+
+        number = shadows.members.size
+        rows = np.arange(number)
+        if number > self.max_rows:
+            rows = np.sort(np.random.default_rng(self.seed).choice(number, self.max_rows, replace=False))
+        row_labels = labels[rows % labels.size]
+        members = shadows.members.reshape(-1)[rows]
+        features = prediction_features(shadows.outputs.reshape(number, -1)[rows], row_labels)
+        if members.all() or not members.any():
+            raise InputError(
+                "the shadow classifier needs shadows with and without the examples; all rows are of one kind"
+            )
+
+        scores = np.empty(labels.size)
+        pooled = None
+        for label in np.unique(labels):
+            ours, theirs = labels == label, row_labels == label
+            if min(int(members[theirs].sum()), int((~members[theirs]).sum())) >= self.min_rows:
+                classifier = _fit(features[theirs], members[theirs])
+            else:
+                pooled = pooled or _fit(features, members)
+                classifier = pooled
+            scores[ours] = classifier.decision_function(target[ours])
+        return scores
+
+
+def prediction_features(logits: Floats, labels: Ints) -> NDArray[np.float64]:
+    """Features [rows, 5] (4 with two classes) from logits [rows, classes] and labels [rows], in nats.
+
+    Columns: the largest log probabilities in falling order, the true label's, its scaled confidence.
+    Raises InputError as `scaled_confidence` does.
+    """
+    confidence = scaled_confidence(logits, labels)
+    largest = -np.sort(-logits.astype(np.float64, copy=False), axis=-1)
+    shifted = np.exp(largest - largest[:, :1])
+    normaliser = largest[:, 0] + np.log(shifted.sum(axis=-1))
+    top = largest[:, :SORTED_CLASSES] - normaliser[:, None]
+    return np.column_stack([top, -np.logaddexp(0.0, -confidence), confidence])
+
+
+def _fit(features: Floats, members: Bools) -> Any:
+    return make_pipeline(StandardScaler(), LogisticRegression(C=1.0, max_iter=200)).fit(features, members)

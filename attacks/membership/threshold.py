@@ -1,0 +1,33 @@
+"""The loss threshold of Yeom et al. 2018: an example that the model fits well was probably trained on.
+
+The attack that needs nothing but the target's outputs and the labels, so the floor for every other one.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from attacks.base import Floats, MembershipKnowledge
+from attacks.membership.signals import loss
+
+
+@dataclass(frozen=True, kw_only=True)
+class LossThreshold:
+    """Yeom et al. 2018, "Privacy Risk in Machine Learning": the target's own loss, negated.
+
+    The paper compares it with the average training loss; here the threshold is left to the ROC.
+    """
+
+    name: ClassVar[str] = "loss threshold"
+
+    def run(self, outputs: Floats, knowledge: MembershipKnowledge) -> NDArray[np.float64]:
+        """Scores [examples], in nats, higher for likelier members.
+
+        `outputs` are the target's logits [examples, classes]. Raises InputError for logits that are not
+        finite or do not fit the labels.
+        """
+        return -loss(outputs, knowledge.labels)

@@ -1,0 +1,19 @@
+"""Clipping: no one example, and no one client, moves the model further than a stated length."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from fl_core.optimizers import Tree
+
+
+def norms(tree: Tree, lead: int) -> Tensor:
+    """Euclidean norms over all leaves together, keeping the first `lead` axes."""
+    squares = [value.flatten(lead).square().sum(-1) for value in tree.values()]
+    return torch.stack(squares).sum(0).sqrt()
+
+
+def clip_factors(lengths: Tensor, clip_norm: float) -> Tensor:
+    """What to multiply each gradient by so that its norm is at most `clip_norm`; a zero gradient stays zero."""
+    return clip_norm / lengths.clamp(min=clip_norm)

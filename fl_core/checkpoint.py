@@ -1,0 +1,55 @@
+"""Atomic files: after a crash a file is either the old one or the new one, never half of one."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor
+
+from fl_core.errors import InputError
+
+
+def write_bytes(path: Path, data: bytes) -> None:
+    """Write `data` under a temporary name, flush it to the disk, and rename it to `path`."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    with open(temporary, "wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+
+
+def write_text(path: Path, text: str) -> None:
+    write_bytes(path, text.encode())
+
+
+def write_json(path: Path, value: Any) -> None:
+    write_text(path, json.dumps(value, indent=2, sort_keys=True) + "\n")
+
+
+def save_tensors(path: Path, tensors: dict[str, Tensor], facts: dict[str, Any] | None = None) -> None:
+    """Write tensors and a few facts (JSON) as one safetensors file, atomically."""
+    metadata = {"facts": json.dumps(facts or {}, sort_keys=True)}
+    whole = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
+    write_bytes(path, save(whole, metadata))
+
+
+def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Read back what `save_tensors` wrote; InputError where the file is missing or damaged."""
+    try:
+        with safe_open(str(path), framework="pt") as file:
+            facts = json.loads((file.metadata() or {}).get("facts", "{}"))
+            return {name: file.get_tensor(name).clone() for name in file.keys()}, facts  # noqa: SIM118
+    except (SafetensorError, OSError, ValueError) as error:
+        raise InputError(f"{path} is missing or damaged ({str(error).splitlines()[0][:120]}); delete it and run again") from error
+
+
+def all_finite(tensors: dict[str, Tensor]) -> bool:
+    return all(bool(torch.isfinite(value).all()) for value in tensors.values())

@@ -1,0 +1,108 @@
+"""Who sees what. An adversary's view is a type: what it does not show does not exist on the observation.
+
+| view | who | sees |
+| --- | --- | --- |
+| released_model | anyone, afterwards | the final model |
+| participant | a client | every global model it is sent |
+| server | an honest-but-curious server | each client's update, its weight, the cohort, the global models |
+| secure_server | the same under secure aggregation | the sum, the cohort, the global models |
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from fl_core.errors import InputError
+from fl_core.optimizers import Tree
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReleasedModel:
+    """The final model's parameters [replicas, ...]."""
+
+    view: ClassVar[str] = "released_model"
+    model: Tree
+
+
+@dataclass(frozen=True, kw_only=True)
+class Participant(ReleasedModel):
+    """Also the global model sent out in each recorded round: models[round] is [replicas, ...]."""
+
+    view: ClassVar[str] = "participant"
+    models: dict[int, Tree]
+
+
+@dataclass(frozen=True, kw_only=True)
+class SecureServer(Participant):
+    """Also the weighted sum over each recorded round's cohort [replicas, ...] and who was in it [replicas, cohort]."""
+
+    view: ClassVar[str] = "secure_server"
+    sums: dict[int, Tree]
+    cohorts: dict[int, Tensor]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Server(SecureServer):
+    """Also each client's own update [replicas, cohort, ...] and weight [replicas, cohort]."""
+
+    view: ClassVar[str] = "server"
+    updates: dict[int, Tree]
+    weights: dict[int, Tensor]
+
+
+Observation = ReleasedModel
+VIEWS: dict[str, type[ReleasedModel]] = {kind.view: kind for kind in (ReleasedModel, Participant, SecureServer, Server)}
+
+
+def require_view(attack: str, observation: Observation, needs: type[ReleasedModel]) -> None:
+    """Raise InputError where the observation does not show what the attack needs."""
+    if not isinstance(observation, needs):
+        raise InputError(f"{attack} needs the view {needs.view}; it was given {observation.view}, which does not show that")
+
+
+@dataclass
+class Recorder:
+    """Keeps what one view shows of a running federation, and drops the rest unseen.
+
+    `rounds` limits the rounds kept (None keeps all). Everything is kept on the CPU.
+    """
+
+    view: type[ReleasedModel] = ReleasedModel
+    rounds: Sequence[int] | None = None
+    _kept: dict[str, dict[int, object]] = field(default_factory=dict)
+    _final: Tree | None = None
+
+    def _keep(self, needed: type[ReleasedModel], name: str, round: int, value: Tree | Tensor) -> None:
+        if issubclass(self.view, needed) and (self.rounds is None or round in self.rounds):
+            copy = value.detach().cpu() if isinstance(value, Tensor) else _to_cpu(value)
+            self._kept.setdefault(name, {})[round] = copy
+
+    def broadcast(self, round: int, model: Tree) -> None:
+        self._keep(Participant, "models", round, model)
+
+    def received(self, round: int, cohort: Tensor, weights: Tensor, updates: Tree) -> None:
+        self._keep(SecureServer, "cohorts", round, cohort)
+        self._keep(Server, "weights", round, weights)
+        self._keep(Server, "updates", round, updates)
+
+    def summed(self, round: int, total: Tree) -> None:
+        self._keep(SecureServer, "sums", round, total)
+
+    def finished(self, model: Tree) -> None:
+        self._final = _to_cpu(model)
+
+    def observation(self) -> Observation:
+        """What the view showed, once the federation has finished."""
+        if self._final is None:
+            raise RuntimeError("the federation has not finished")
+        names = {name for kind in self.view.__mro__ for name in getattr(kind, "__annotations__", {})} - {"view", "model"}
+        return self.view(model=self._final, **{name: self._kept.get(name, {}) for name in names})
+
+
+def _to_cpu(tree: Tree) -> Tree:
+    return {name: torch.clone(value.detach()).cpu() for name, value in tree.items()}
