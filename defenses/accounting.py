@@ -1,9 +1,9 @@
 """From what was sampled and how much noise was added to ε, and from ε back to the noise.
 
-The accountant that counts here is the privacy loss distribution (PLD) of dp-accounting, read for adding or removing
-one unit: Koskela, Jälkö & Honkela 2020 for the idea, Doroshenko, Ghazi, Kamath, Kumar & Manurangsi 2022 ("Connect the
-Dots") for the discretisation, which rounds so that every ε and δ is an upper bound at any width of its grid. Opacus's
-RDP and PRV accountants stand beside it as cross-checks.
+The accountant that counts here is the privacy loss distribution (PLD) of dp-accounting, read for adding or
+removing one unit: Koskela, Jälkö & Honkela 2020 for the idea, Doroshenko, Ghazi, Kamath, Kumar & Manurangsi
+2022 ("Connect the Dots") for the discretisation, which rounds so that every ε and δ is an upper bound at any
+width of its grid. Opacus's RDP and PRV accountants stand beside it as cross-checks.
 """
 
 from __future__ import annotations
@@ -31,25 +31,25 @@ EPSILON_RANGE = (0.05, 500.0)
 # Below this δ the mass that the discretisation moves to infinity (1e-15 a composition) starts to show.
 SMALLEST_DELTA = 1e-12
 
-# The grid's width, as a share of the spread that one step adds to the privacy loss: ε then comes out less than 1e-4
-# of itself too high, whether it is .05 or 500.
+# The grid's width, as a share of the spread that one step adds to the privacy loss: ε then comes out less
+# than 1e-4 of itself too high, whether it is .05 or 500.
 _GRID_SHARE = 0.01
 _GRID_POINTS = 100_000
 
-# The smallest noise multiplier ever answered. One full-batch step at this noise has ε in the thousands.
-_LEAST_NOISE = 0.01
+# Less noise than this counts as none: one full-batch step at it has an ε of half a million.
+_LEAST_NOISE = 1e-3
 
-# How far under its target a calibrated ε may lie, relatively. ε moves at least as fast as the noise does, so the
-# noise is then within the same share of the smallest one, half of the 0.1% that is promised.
+# How far under its target a calibrated ε may lie, relatively. ε moves at least as fast as the noise does, so
+# the noise is then within the same share of the smallest one: half of the 0.1% that is promised.
 _SLACK = 5e-4
 
 
 def epsilon_pld(noise_multiplier: float, events: Sequence[SamplingEvent], delta: float) -> float:
-    """ε at `delta` of the Poisson-sampled Gaussian mechanisms in `events`, composed, for adding or removing one unit.
+    """ε at `delta` of the Poisson-sampled Gaussian steps in `events`, composed; one unit added or removed.
 
-    An upper bound, less than 1e-4 of itself above the truth in the ordinary range; inf without noise, 0 if nothing is
-    ever drawn. Raises InputError for shuffled sampling, a negative noise multiplier or a δ outside [1e-12, 1).
-    Source: Doroshenko et al. 2022, through dp-accounting.
+    An upper bound, less than 1e-4 of itself above the truth (3e-4 at rates near 1e-4); inf without noise
+    (below 0.001), 0 if nothing is ever drawn. Raises InputError for shuffled sampling, a negative noise
+    multiplier or a δ outside [1e-12, 1). Source: Doroshenko et al. 2022, through dp-accounting.
     """
     steps = _composable(events)
     _check(noise_multiplier, delta)
@@ -59,7 +59,7 @@ def epsilon_pld(noise_multiplier: float, events: Sequence[SamplingEvent], delta:
 def epsilon_rdp(noise_multiplier: float, events: Sequence[SamplingEvent], delta: float) -> float:
     """The same ε by Opacus's Rényi accountant: fast and looser (8% to 15% at ε from 2 to 8); a cross-check.
 
-    Raises what `epsilon_pld` raises. Source: Mironov, Talwar & Zhang 2019, with the conversion of Balle et al. 2020.
+    Raises what `epsilon_pld` raises. Source: Mironov, Talwar & Zhang 2019; converted as by Balle et al. 2020.
     """
     from opacus.accountants import RDPAccountant  # here, because importing Opacus takes seconds
 
@@ -78,22 +78,21 @@ def epsilon_prv(noise_multiplier: float, events: Sequence[SamplingEvent], delta:
 
 
 def calibrate(epsilon: float, delta: float, events: Sequence[SamplingEvent]) -> float:
-    """The smallest noise multiplier whose `epsilon_pld` is at most `epsilon`, up to 0.1% too large, never too small.
+    """The smallest noise multiplier with `epsilon_pld` at most `epsilon`; up to 0.1% larger, never smaller.
 
-    `events` are those of one client. 0 if they draw nothing; 0.01, the least noise considered, if even that is
-    enough. Raises InputError for ε outside [0.05, 500], δ outside [1e-12, 1) and shuffled sampling.
+    `events` are those of one client. 0 if they draw nothing; 0.001, the least noise considered, if even that
+    is enough. Raises InputError for ε outside [0.05, 500], δ outside [1e-12, 1) and shuffled sampling.
     """
-    steps = _composable(events)
     check_number("epsilon", epsilon, minimum=EPSILON_RANGE[0], maximum=EPSILON_RANGE[1])
     _check(0.0, delta)
-    return _calibrate(float(epsilon), float(delta), steps)
+    return _calibrate(float(epsilon), float(delta), _composable(events))
 
 
 def calibrate_worst(epsilon: float, delta: float, per_client: Sequence[Sequence[SamplingEvent]]) -> float:
     """The noise multiplier that keeps every client at `epsilon`: the largest of `calibrate` over the clients.
 
-    Clients of the same size are accounted once, and those whom the answer so far already covers cost one evaluation
-    each. Raises what `calibrate` raises, and InputError if there is no client.
+    Clients of the same size are accounted once, and those whom the answer so far already covers cost one
+    evaluation each. Raises what `calibrate` raises, and InputError if there is no client.
     """
     if not per_client:
         raise InputError("no client's events were given; noise is calibrated for at least one client")
@@ -106,14 +105,17 @@ def calibrate_worst(epsilon: float, delta: float, per_client: Sequence[Sequence[
 
 
 def loss_distribution(noise_multiplier: float, events: Sequence[SamplingEvent]) -> Any | None:
-    """dp-accounting's PrivacyLossDistribution of the composed `events`, or None if nothing is ever drawn.
+    """dp-accounting's PrivacyLossDistribution of the composed `events`, or None if they guarantee nothing.
 
-    Pessimistic (δ(ε) is never below the truth) and for both directions: one unit added, one removed. Raises
-    InputError for shuffled sampling and unless `noise_multiplier` is above 0.
+    Pessimistic (δ(ε) is never below the truth) and for both directions: one unit added, one removed. Where
+    nothing is ever drawn it is the distribution that is always 0. Raises InputError for shuffled sampling and
+    a negative noise multiplier.
     """
     steps = _composable(events)
-    check_number("noise_multiplier", noise_multiplier, above=0)
-    return _compose(noise_multiplier, steps)
+    check_number("noise_multiplier", noise_multiplier, minimum=0)
+    if not steps:
+        return privacy_loss_distribution.identity()
+    return _compose(noise_multiplier, steps) if noise_multiplier >= _LEAST_NOISE else None
 
 
 def _check(noise_multiplier: float, delta: float) -> None:
@@ -127,8 +129,8 @@ def _composable(events: Sequence[SamplingEvent]) -> Steps:
     for event in events:
         if event.sampler != "poisson":
             raise InputError(
-                f"the sampler is {event.sampler!r}, and no accountant here covers it: no amplification analysis for "
-                "shuffling is implemented; use Poisson sampling, or state no ε"
+                f"the sampler is {event.sampler!r}, which no accountant here covers: no amplification "
+                "analysis for shuffling is implemented; use Poisson sampling, or state no ε"
             )
         check_number("the sampling rate", event.rate, minimum=0, maximum=1)
         check_number("the number of steps", event.steps, minimum=0, integer=True)
@@ -140,10 +142,10 @@ def _composable(events: Sequence[SamplingEvent]) -> Steps:
 def _epsilon(noise_multiplier: float, steps: Steps, delta: float) -> float:
     if not steps:
         return 0.0
-    if noise_multiplier == 0:
+    if noise_multiplier < _LEAST_NOISE:
         return math.inf
     distribution = _compose(noise_multiplier, steps)
-    # At ε = 0 both directions have the same δ, so this one test spares the search below a walk over the whole grid.
+    # At ε = 0 both directions have the same δ, so this test spares the search below a walk over all losses.
     if distribution.get_delta_for_epsilon(0.0) <= delta:
         return 0.0
     return float(distribution.get_epsilon_for_delta(delta))
@@ -163,6 +165,7 @@ def _epsilon_opacus(
 
 
 def _compose(noise_multiplier: float, steps: Steps) -> Any:
+    """The PLD of all the steps; dp-accounting is untyped, hence Any."""
     interval = _grid_width(noise_multiplier, steps)
     composed: Any = None
     for rate, count in steps:
@@ -178,10 +181,10 @@ def _compose(noise_multiplier: float, steps: Steps) -> Any:
 
 
 def _spread(noise_multiplier: float, steps: Steps) -> float:
-    """About the μ of the Gaussian mechanism that these steps come to; never below it by much.
+    """About the μ of the Gaussian mechanism that these steps come to; sets the grid and the first guess.
 
-    A step's Kullback-Leibler divergence is at most q/2σ² (convexity) and at most log(1 + q²(e^(1/σ²) − 1)) (the
-    Rényi divergence of order 2), and a Gaussian mechanism's is μ²/2.
+    A step's Kullback-Leibler divergence is at most q/2σ² (convexity) and at most log(1 + q²(e^(1/σ²) − 1))
+    (the Rényi divergence of order 2), and a Gaussian mechanism's is μ²/2.
     """
     inverse = noise_multiplier**-2
     divergence = sum(
@@ -194,13 +197,13 @@ def _spread(noise_multiplier: float, steps: Steps) -> float:
 def _grid_width(noise_multiplier: float, steps: Steps) -> float:
     """The width of the grid of privacy losses.
 
-    A grid of width h adds at most h²/4 a step to the variance of the loss, so h is chosen against the spread that a
-    step has. At low rates a step's rare losses reach far beyond that spread; the grid then gets coarser, to stay small.
+    A grid of width h adds at most h²/4 a step to the variance of the loss, so h is chosen against the spread
+    that a step has. At low rates a step's rare losses reach far beyond that spread; the grid then gets
+    coarser, to stay small.
     """
     composed = sum(1 if rate == 1 else count for rate, count in steps)
     width = _GRID_SHARE * _spread(noise_multiplier, steps) / math.sqrt(composed)
-    highest_rate = steps[-1][0]
-    farthest = 0.5 / noise_multiplier**2 + 10 / noise_multiplier + math.log(highest_rate)
+    farthest = 0.5 / noise_multiplier**2 + 10 / noise_multiplier + math.log(steps[-1][0])
     return max(width, farthest / _GRID_POINTS)
 
 
@@ -238,7 +241,7 @@ def _calibrate(epsilon: float, delta: float, steps: Steps) -> float:
 
 
 def _first_guess(epsilon: float, delta: float, steps: Steps) -> float:
-    """log σ at which the run's rough μ meets that of a Gaussian mechanism with this ε and δ, ε ≈ μ²/2 + μ·z."""
+    """log σ at which the run's rough μ meets a Gaussian mechanism's at this ε and δ, ε ≈ μ²/2 + μ·z."""
     tail = max(float(norm.isf(delta)), 0.0)
     wanted = math.sqrt(tail**2 + 2 * epsilon) - tail
     low, high = math.log(_LEAST_NOISE), math.log(1e6)
@@ -251,8 +254,9 @@ def _first_guess(epsilon: float, delta: float, steps: Steps) -> float:
 class PrivacyStatement:
     """What a run guarantees to one unit against one view; words are free text, fit to print.
 
-    `relation` says what neighbours are ("add or remove one example"), `accountant` how ε was computed ("PLD"),
-    `sampler` what was composed ("Poisson, rate 0.11, 260 steps"). Raises InputError for numbers that are no guarantee.
+    `relation` says what neighbours are ("add or remove one example"), `accountant` how ε was computed
+    ("PLD"), `sampler` what was composed ("Poisson, rate 0.11, 260 steps"). Raises InputError for numbers that
+    are no guarantee.
     """
 
     epsilon: float

@@ -1,8 +1,9 @@
 """What a guarantee leaves an attacker: ceilings on its true-positive rate, its AUC and its advantage.
 
-A membership test on one unit has a false-positive rate F (it says "member" of a non-member) and a true-positive rate
-T. A guarantee bounds T at every F, and so the whole ROC. The same curve read at F = κ is the ceiling on reconstructing
-what could be guessed with chance κ (Hayes, Mahloujifar & Balle 2023; Kaissis et al. 2023).
+A membership test on one unit has a false-positive rate F (it says "member" of a non-member) and a
+true-positive rate T. A guarantee bounds T at every F, and so the whole ROC. The same curve read at F = κ is
+the ceiling on reconstructing what could be guessed with chance κ (Hayes, Mahloujifar & Balle 2023; Kaissis et
+al. 2023).
 """
 
 from __future__ import annotations
@@ -29,13 +30,13 @@ Rates = TypeVar("Rates", float, Floats)
 
 # A line of slope e^ε reaches 1 by F = e^−ε, so these cover every F that 10^10 non-members could resolve.
 _LARGEST_EPSILON = math.log(1e10)
-_LINES = 300
+_LINES = 400
 
 
 def tpr_gaussian(fpr: Rates, mu: float) -> Rates:
     """The best true-positive rate at `fpr` against μ-GDP: Φ(Φ⁻¹(F) + μ), reached by the Gaussian mechanism.
 
-    Raises InputError for a rate outside [0, 1] or a negative `mu`. Source: Dong, Roth & Su 2022, definition 2.6.
+    Raises InputError for a rate outside [0, 1] or a negative `mu`. Source: Dong, Roth & Su 2022 (GDP).
     """
     _check_rates(fpr)
     check_number("mu", mu, minimum=0)
@@ -58,7 +59,7 @@ def advantage_gaussian(mu: float) -> float:
 def delta_gaussian(epsilon: float, mu: float) -> float:
     """The smallest δ at `epsilon` for μ-GDP: Φ(−ε/μ + μ/2) − e^ε Φ(−ε/μ − μ/2).
 
-    Source: Balle & Wang 2018, theorem 8; Dong, Roth & Su 2022, corollary 2.13.
+    Source: Balle & Wang 2018 (analytic Gaussian mechanism); Dong, Roth & Su 2022.
     """
     check_number("epsilon", epsilon, minimum=0)
     check_number("mu", mu, minimum=0)
@@ -84,24 +85,21 @@ def tpr_epsilon_delta(fpr: Rates, epsilon: float, delta: float) -> Rates:
     """The ceiling on the true-positive rate at `fpr` under (ε, δ): min(e^ε F + δ, 1 − e^−ε (1 − δ − F), 1).
 
     Raises InputError for a rate outside [0, 1], a negative ε or a δ outside [0, 1]. ε may be inf.
-    Source: Kairouz, Oh & Viswanath 2015, theorem 2.1.
+    Source: Kairouz, Oh & Viswanath 2015 (the privacy region of a test).
     """
     _check_rates(fpr)
     check_number("epsilon", epsilon, minimum=0, infinite=True)
     check_number("delta", delta, minimum=0, maximum=1)
-    if epsilon > 700:  # e^ε overflows; at such an ε only F = 0 has a ceiling below 1
-        tpr: Rates = np.where(np.asarray(fpr) == 0, delta, 1.0)[()]
-        return tpr
-    tpr = np.clip(
-        np.minimum(math.exp(epsilon) * fpr + delta, 1 - math.exp(-epsilon) * (1 - delta - fpr)), 0.0, 1.0
-    )
+    # e^ε overflows past 709; no F above 0 tells a slope of e^700 from a steeper one.
+    slope = math.exp(min(epsilon, 700.0))
+    tpr: Rates = np.clip(np.minimum(slope * fpr + delta, 1 - (1 - delta - fpr) / slope), 0.0, 1.0)
     return tpr
 
 
 def advantage_epsilon_delta(epsilon: float, delta: float) -> float:
     """The largest T − F that (ε, δ) allows: (e^ε − 1 + 2δ) / (e^ε + 1).
 
-    Source: Kairouz, Oh & Viswanath 2015; Humphries et al. 2023, theorem 3.1.
+    Source: Kairouz, Oh & Viswanath 2015; Humphries et al. 2023.
     """
     check_number("epsilon", epsilon, minimum=0, infinite=True)
     check_number("delta", delta, minimum=0, maximum=1)
@@ -111,24 +109,20 @@ def advantage_epsilon_delta(epsilon: float, delta: float) -> float:
 
 
 def trade_off_pld(noise_multiplier: float, events: Sequence[SamplingEvent]) -> TradeOff:
-    """The ceiling that the composed `events` put on the ROC: at each F the least e^ε F + δ_PLD(ε) over ε of any sign.
+    """The ceiling that the composed `events` put on the ROC: at each F the least e^ε F + δ_PLD(ε) over all ε.
 
-    It bounds both tests, for the unit added and for the unit removed, so it is symmetric; it is within 1e-4 of the
-    exact curve of DP-SGD. Negative ε need no δ of their own, since e^−ε and 1 − e^−ε (1 − δ) are the same line seen
-    from the other test. Without noise nothing is guaranteed. Raises InputError for shuffled sampling and a negative
-    noise multiplier. Source: Dong, Roth & Su 2022, proposition 2.12 (duality), with δ from the privacy loss
-    distribution.
+    It bounds both tests, for the unit added and for the unit removed, so it is symmetric; it is within 1e-4
+    of the exact curve of DP-SGD. The line of −ε is that of ε seen from the other test, 1 − e^−ε (1 − δ(ε) −
+    F), so only ε ≥ 0 is kept. Without noise nothing is guaranteed. Raises InputError for shuffled sampling
+    and a negative noise multiplier. Source: Dong, Roth & Su 2022 (primal–dual form), with δ from the
+    privacy loss distribution.
     """
-    check_number("noise_multiplier", noise_multiplier, minimum=0)
-    if noise_multiplier == 0:
-        loss_distribution(1.0, events)  # for its checks of the events
-        return trade_off_none()
     distribution = loss_distribution(noise_multiplier, events)
     if distribution is None:
-        return TradeOff(epsilons=(0.0,), deltas=(0.0,))
+        return trade_off_none()
     last = min(float(distribution.get_epsilon_for_delta(1e-12)), _LARGEST_EPSILON)
-    # Dense at 0, where the curve bends most, and growing evenly in ratio after that.
-    epsilons = max(last, 1e-6) * np.sinh(np.linspace(0.0, 6.0, _LINES)) / math.sinh(6.0)
+    # Dense at 0, where the curve bends most, and at even ratios after that.
+    epsilons = max(last, 1e-6) * np.sinh(np.linspace(0.0, 5.0, _LINES)) / math.sinh(5.0)
     deltas = np.clip(distribution.get_delta_for_epsilon(epsilons), 0.0, 1.0)
     return TradeOff(epsilons=tuple(epsilons.tolist()), deltas=tuple(deltas.tolist()))
 
@@ -140,10 +134,10 @@ def trade_off_none() -> TradeOff:
 
 @dataclass(frozen=True, kw_only=True)
 class TradeOff:
-    """A ceiling on every ROC: (`epsilons`[k], `deltas`[k]) is a guarantee of its own, and all of them hold at once.
+    """A ceiling on every ROC: (`epsilons`[k], `deltas`[k]) is a guarantee, and all hold at once.
 
-    Each pair is two straight lines over the ROC, so their minimum is concave and what is read off it is a ceiling
-    exactly, at any F and not only at the knots. Raises InputError for pairs that are no guarantee.
+    Each pair is two straight lines over the ROC, so their minimum is concave and what is read off it is a
+    ceiling exactly, at any F and not only at the knots. Raises InputError for pairs that are no guarantee.
     """
 
     epsilons: tuple[float, ...]
@@ -161,7 +155,7 @@ class TradeOff:
 
     @property
     def fpr(self) -> Floats:
-        """False-positive rates [knots] from 0 to 1 at which the ceiling bends; straight lines join the knots."""
+        """False-positive rates [knots] from 0 to 1, where the ceiling bends; it is straight between them."""
         return self._knots[0]
 
     @property
@@ -177,7 +171,7 @@ class TradeOff:
         return least
 
     def auc(self) -> float:
-        """The most that the area under the ROC can be; the trapezoids are exact because the knots are the bends."""
+        """The most that the area under the ROC can be; exact by trapezoids, as the knots are the bends."""
         return float(np.trapezoid(self.tpr, self.fpr))
 
     def advantage(self) -> float:
@@ -193,7 +187,9 @@ class TradeOff:
         """The trade-off that `as_dict` wrote; raises InputError if a list is missing or is no guarantee."""
         missing = sorted({"epsilons", "deltas"} - set(stored))
         if missing:
-            raise InputError(f"a stored trade-off lacks {' and '.join(missing)}; it must have epsilons and deltas")
+            raise InputError(
+                f"a stored trade-off lacks {' and '.join(missing)}; it must have epsilons and deltas"
+            )
         return cls(epsilons=tuple(stored["epsilons"]), deltas=tuple(stored["deltas"]))
 
     @functools.cached_property

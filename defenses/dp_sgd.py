@@ -59,7 +59,9 @@ class DPSGD(Defense):
             raise RuntimeError("prepare() has not calibrated the noise yet")
         return ClipAndNoise(self.clip_norm, self.noise_multiplier, expected_batch)
 
-    def guarantee(self, view: str, unit: str, events: Sequence[SamplingEvent]) -> PrivacyStatement | NoGuarantee:
+    def guarantee(
+        self, view: str, unit: str, events: Sequence[SamplingEvent]
+    ) -> PrivacyStatement | NoGuarantee:
         if unit != "example":
             return NoGuarantee(
                 reason="the noise hides one example, not everything that a client holds", unit=unit, view=view
@@ -68,7 +70,9 @@ class DPSGD(Defense):
             raise RuntimeError("prepare() has not calibrated the noise yet")
         worst = max(dict.fromkeys(events), key=lambda event: (event.steps * event.rate**2, event.rate))
         return PrivacyStatement(
-            epsilon=max(epsilon_pld(self.noise_multiplier, [event], self.delta) for event in dict.fromkeys(events)),
+            epsilon=max(
+                epsilon_pld(self.noise_multiplier, [event], self.delta) for event in dict.fromkeys(events)
+            ),
             delta=self.delta,
             unit=unit,
             relation="add or remove one example",
@@ -104,7 +108,9 @@ class ClipAndNoise:
         flat = first.new_empty(len(generators), sum(shape.numel() for shape in shapes.values()))
         for row, draw in zip(flat, generators, strict=True):
             torch.randn(row.shape, generator=draw, out=row)
-        parts = (flat * (self.noise_multiplier * self.clip_norm)).split([s.numel() for s in shapes.values()], 1)
+        parts = (flat * (self.noise_multiplier * self.clip_norm)).split(
+            [s.numel() for s in shapes.values()], 1
+        )
         return {
             name: part.unflatten(1, shape) if shape else part[:, 0]
             for (name, shape), part in zip(shapes.items(), parts, strict=True)

@@ -48,7 +48,9 @@ def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
             facts = json.loads((file.metadata() or {}).get("facts", "{}"))
             return {name: file.get_tensor(name).clone() for name in file.keys()}, facts  # noqa: SIM118
     except (SafetensorError, OSError, ValueError) as error:
-        raise InputError(f"{path} is missing or damaged ({str(error).splitlines()[0][:120]}); delete it and run again") from error
+        raise InputError(
+            f"{path} is missing or damaged ({str(error).splitlines()[0][:120]}); delete it and run again"
+        ) from error
 
 
 def all_finite(tensors: dict[str, Tensor]) -> bool:

@@ -15,7 +15,12 @@ from torch import Tensor
 from fl_core.errors import InputError, check_choice, check_number
 
 IMAGE_ENDINGS = (".png", ".jpg", ".jpeg", ".bmp", ".webp")
-TORCHVISION = {"mnist": "MNIST", "fashion_mnist": "FashionMNIST", "cifar10": "CIFAR10", "cifar100": "CIFAR100"}
+TORCHVISION = {
+    "mnist": "MNIST",
+    "fashion_mnist": "FashionMNIST",
+    "cifar10": "CIFAR10",
+    "cifar100": "CIFAR100",
+}
 
 
 @dataclass(frozen=True)
@@ -65,7 +70,9 @@ class Choice:
             if value is not None:
                 check_number(name, value, minimum=1, integer=True)
 
-    def rows(self, labels: np.ndarray[Any, Any], wanted: Sequence[int], limit: int | None) -> np.ndarray[Any, Any]:
+    def rows(
+        self, labels: np.ndarray[Any, Any], wanted: Sequence[int], limit: int | None
+    ) -> np.ndarray[Any, Any]:
         """Row numbers of the wanted classes, shuffled by the seed, at most `limit` of them."""
         rows = np.random.default_rng(self.seed).permutation(np.flatnonzero(np.isin(labels, wanted)))
         return rows[:limit]
@@ -126,7 +133,9 @@ def _split(train: _Source, test: _Source | None, choice: Choice) -> tuple[ImageS
     rows = choice.rows(train.labels, wanted, None)
     held_out = max(1, round(len(rows) * choice.test_fraction))
     if held_out >= len(rows):
-        raise InputError(f"{train.where} has {len(rows)} usable examples; that is too few to hold some out for testing")
+        raise InputError(
+            f"{train.where} has {len(rows)} usable examples; that is too few to hold some out for testing"
+        )
     return take(train, rows[held_out:][: choice.limit]), take(train, rows[:held_out][: choice.test_limit])
 
 
@@ -136,7 +145,9 @@ def digits(**choice: Any) -> tuple[ImageSet, ImageSet]:
 
     bunch = load_digits()
     pixels = torch.from_numpy(bunch.images.astype(np.float32) / 16).unsqueeze(1)
-    source = _Source(bunch.target, lambda rows: pixels[torch.from_numpy(rows)], tuple(map(str, range(10))), "digits")
+    source = _Source(
+        bunch.target, lambda rows: pixels[torch.from_numpy(rows)], tuple(map(str, range(10))), "digits"
+    )
     return _split(source, None, Choice(**choice))
 
 
@@ -192,29 +203,44 @@ def parquet(
         except (pa.ArrowInvalid, OSError) as error:
             raise InputError(f"{file} is not a readable parquet file ({_first_line(error)})") from error
         column = image_column or next(
-            (field.name for field in table.schema if pa.types.is_struct(field.type) or pa.types.is_binary(field.type)),
+            (
+                field.name
+                for field in table.schema
+                if pa.types.is_struct(field.type) or pa.types.is_binary(field.type)
+            ),
             None,
         )
         for needed, option in ((column, "data.image_column"), (label_column, "data.label_column")):
             if needed not in table.column_names:
-                raise InputError(f"{file} has the columns {', '.join(table.column_names)}; set {option} to one of them")
+                raise InputError(
+                    f"{file} has the columns {', '.join(table.column_names)}; set {option} to one of them"
+                )
         encoded = table[column].combine_chunks()
         if pa.types.is_struct(encoded.type):
             if "bytes" not in {field.name for field in encoded.type}:
                 raise InputError(f"{file}: the column {column} has no field `bytes` with the encoded image")
             encoded = encoded.field("bytes")
         if not pa.types.is_integer(table[label_column].type) or table[label_column].null_count:
-            raise InputError(f"{file}: the column {label_column} must hold whole numbers, one for every image")
+            raise InputError(
+                f"{file}: the column {label_column} must hold whole numbers, one for every image"
+            )
         labels = table[label_column].to_numpy()
         if not len(labels):
             raise InputError(f"{file} is empty")
         if labels.min() < 0:
-            raise InputError(f"{file}: the column {label_column} has the label {labels.min()}; labels start at 0")
+            raise InputError(
+                f"{file}: the column {label_column} has the label {labels.min()}; labels start at 0"
+            )
         known = tuple(names) if names else tuple(map(str, range(int(labels.max()) + 1)))
         if labels.max() >= len(known):
-            raise InputError(f"{file} has the label {labels.max()}, but data.names has only {len(known)} names")
+            raise InputError(
+                f"{file} has the label {labels.max()}, but data.names has only {len(known)} names"
+            )
         return _Source(
-            labels, lambda rows: _decode([(encoded[int(row)].as_py(), f"{file}, row {row}") for row in rows]), known, file
+            labels,
+            lambda rows: _decode([(encoded[int(row)].as_py(), f"{file}, row {row}") for row in rows]),
+            known,
+            file,
         )
 
     train = source(path)
@@ -238,7 +264,9 @@ def folder(path: str, test_path: str | None = None, **choice: Any) -> tuple[Imag
         }
         found = {name: files for name, files in found.items() if files}
         if len(found) < 2:
-            raise InputError(f"{root} has {len(found)} sub-folders with pictures ({', '.join(IMAGE_ENDINGS)}); at least 2")
+            raise InputError(
+                f"{root} has {len(found)} sub-folders with pictures ({', '.join(IMAGE_ENDINGS)}); at least 2"
+            )
         files = [file for group in found.values() for file in group]
         labels = np.repeat(np.arange(len(found)), [len(group) for group in found.values()])
         return _Source(

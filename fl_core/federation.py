@@ -75,7 +75,9 @@ def public_sizes(owners: Tensor, clients: int, rate: float) -> Tensor:
 
 def initial_model(federation: Federation) -> Tree:
     """Each replica's first global model [replicas, ...]: its clients all start from these same weights."""
-    each = [initial_parameters(federation.model, seed(federation.run, "model", r)) for r in federation.replica_ids]
+    each = [
+        initial_parameters(federation.model, seed(federation.run, "model", r)) for r in federation.replica_ids
+    ]
     device = federation.data.images.device
     return {name: torch.stack([one[name] for one in each]).to(device) for name in each[0]}
 
@@ -96,7 +98,9 @@ def run(
     for round in range(first_round, federation.rounds):
         model = play_round(federation, round, model, recorder)
         if not all_finite(model):
-            raise InputError(f"training diverged in round {round + 1}: lower algorithm.lr (now {federation.algorithm.lr})")
+            raise InputError(
+                f"training diverged in round {round + 1}: lower algorithm.lr (now {federation.algorithm.lr})"
+            )
         if after_round is not None:
             after_round(round, model)
     recorder.finished(model)
@@ -116,7 +120,9 @@ def play_round(federation: Federation, round: int, model: Tree, recorder: Record
     recorder.received(round, cohort, shares, updates)
 
     total = weighted_sum(updates, shares)
-    total = defense.on_sum(total, [row[0] for row in _generators(federation, "sum noise", round, cohort[:, :1] * 0)])
+    total = defense.on_sum(
+        total, [row[0] for row in _generators(federation, "sum noise", round, cohort[:, :1] * 0)]
+    )
     recorder.summed(round, total)
 
     return algorithm.server_step(model, total)
@@ -128,7 +134,9 @@ def draw_cohort(federation: Federation, round: int) -> Tensor:
     if federation.cohort is None or federation.cohort == clients:
         return torch.arange(clients).repeat(len(federation.replica_ids), 1)
     draws = [
-        torch.randperm(clients, generator=generator(federation.run, "cohort", replica, round))[: federation.cohort]
+        torch.randperm(clients, generator=generator(federation.run, "cohort", replica, round))[
+            : federation.cohort
+        ]
         for replica in federation.replica_ids
     ]
     return torch.stack(draws).sort(1).values
@@ -163,14 +171,22 @@ def _weighing_sizes(federation: Federation, cohort: Tensor) -> Tensor:
     if federation.defense.public_sizes:
         return federation.sizes[cohort]
     held = torch.stack(
-        [torch.bincount(federation.owners[mine], minlength=len(federation.sizes)) for mine in federation.members]
+        [
+            torch.bincount(federation.owners[mine], minlength=len(federation.sizes))
+            for mine in federation.members
+        ]
     )
     return held.gather(1, cohort)
 
 
-def _generators(federation: Federation, purpose: str, round: int, cohort: Tensor) -> list[list[torch.Generator]]:
+def _generators(
+    federation: Federation, purpose: str, round: int, cohort: Tensor
+) -> list[list[torch.Generator]]:
     device = federation.data.images.device
     return [
-        [generator(federation.run, purpose, replica, round, client, device) for client in cohort[row].tolist()]
+        [
+            generator(federation.run, purpose, replica, round, client, device)
+            for client in cohort[row].tolist()
+        ]
         for row, replica in enumerate(federation.replica_ids)
     ]

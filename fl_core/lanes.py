@@ -235,7 +235,9 @@ def _run_one_by_one(
                 )
                 with torch.no_grad():
                     stacked = {name: value.unsqueeze(0) for name, value in examples.items()}
-                    step_gradient = problem.rule.on_examples(stacked, batch.mask, problem.generators[lane : lane + 1])
+                    step_gradient = problem.rule.on_examples(
+                        stacked, batch.mask, problem.generators[lane : lane + 1]
+                    )
                     gradients = {name: value[0] for name, value in step_gradient.items()}
             with torch.no_grad():
                 problem.optimizer.step(mine, gradients, my_slots, step)
@@ -245,9 +247,7 @@ def _run_one_by_one(
 
 def _each(inputs: tuple[Input, ...], change: Callable[[Tensor], Tensor]) -> tuple[Input, ...]:
     return tuple(
-        change(value)
-        if isinstance(value, Tensor)
-        else {name: change(leaf) for name, leaf in value.items()}
+        change(value) if isinstance(value, Tensor) else {name: change(leaf) for name, leaf in value.items()}
         for value in inputs
     )
 

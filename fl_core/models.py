@@ -20,7 +20,12 @@ class CNN(nn.Module):
     """
 
     def __init__(
-        self, shape: tuple[int, int, int], classes: int, width: int = 16, norm: str = "none", halve: str = "pool"
+        self,
+        shape: tuple[int, int, int],
+        classes: int,
+        width: int = 16,
+        norm: str = "none",
+        halve: str = "pool",
     ) -> None:
         super().__init__()
         check_number("model.width", width, minimum=4, integer=True)
@@ -94,7 +99,9 @@ def logits(model: nn.Module, stacked: Tree, images: Tensor, chunk: int = 1024) -
         [
             torch.cat(
                 [
-                    functional_call(model, {name: value[lane] for name, value in stacked.items()}, (part,)).cpu()
+                    functional_call(
+                        model, {name: value[lane] for name, value in stacked.items()}, (part,)
+                    ).cpu()
                     for part in images.split(chunk)
                 ]
             )

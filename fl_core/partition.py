@@ -56,11 +56,15 @@ def split(partition: Partition, data: ImageSet, clients: int, run: int) -> Tenso
     """Owners [examples] under `partition`; refuses more clients than examples, or a client left with none."""
     check_number("clients", clients, minimum=1, integer=True)
     if clients > len(data):
-        raise InputError(f"clients is {clients}, but there are only {len(data)} examples; lower clients or raise data.limit")
+        raise InputError(
+            f"clients is {clients}, but there are only {len(data)} examples; lower clients or raise data.limit"
+        )
     owners = partition.owners(data.labels.cpu(), clients, run)
     empty = clients - len(owners.unique())
     if empty:
-        raise InputError(f"the partition leaves {empty} of {clients} clients without an example; use fewer clients or a larger alpha")
+        raise InputError(
+            f"the partition leaves {empty} of {clients} clients without an example; use fewer clients or a larger alpha"
+        )
     return owners
 
 
@@ -91,5 +95,8 @@ def draw_members(replicas: int, examples: int, rate: float, run: int) -> Tensor:
     check_number("replicas", replicas, minimum=1, integer=True)
     check_number("membership", rate, above=0, maximum=1)
     return torch.stack(
-        [torch.rand(examples, generator=generator(run, "membership", replica)) < rate for replica in range(replicas)]
+        [
+            torch.rand(examples, generator=generator(run, "membership", replica)) < rate
+            for replica in range(replicas)
+        ]
     )

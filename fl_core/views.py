@@ -56,13 +56,17 @@ class Server(SecureServer):
 
 
 Observation = ReleasedModel
-VIEWS: dict[str, type[ReleasedModel]] = {kind.view: kind for kind in (ReleasedModel, Participant, SecureServer, Server)}
+VIEWS: dict[str, type[ReleasedModel]] = {
+    kind.view: kind for kind in (ReleasedModel, Participant, SecureServer, Server)
+}
 
 
 def require_view(attack: str, observation: Observation, needs: type[ReleasedModel]) -> None:
     """Raise InputError where the observation does not show what the attack needs."""
     if not isinstance(observation, needs):
-        raise InputError(f"{attack} needs the view {needs.view}; it was given {observation.view}, which does not show that")
+        raise InputError(
+            f"{attack} needs the view {needs.view}; it was given {observation.view}, which does not show that"
+        )
 
 
 @dataclass
@@ -100,7 +104,10 @@ class Recorder:
         """What the view showed, once the federation has finished."""
         if self._final is None:
             raise RuntimeError("the federation has not finished")
-        names = {name for kind in self.view.__mro__ for name in getattr(kind, "__annotations__", {})} - {"view", "model"}
+        names = {name for kind in self.view.__mro__ for name in getattr(kind, "__annotations__", {})} - {
+            "view",
+            "model",
+        }
         return self.view(model=self._final, **{name: self._kept.get(name, {}) for name in names})
 
 

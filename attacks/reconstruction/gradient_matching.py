@@ -180,10 +180,16 @@ def _check_fits(updates: Tree, model: nn.Module) -> None:
     expected = {name: tuple(value.shape) for name, value in model.named_parameters()}
     given = {name: tuple(value.shape[2:]) for name, value in updates.items()}
     if expected != given:
-        different = sorted(name for name in expected.keys() | given.keys() if expected.get(name) != given.get(name))
-        raise InputError(f"the update does not fit the model: {different[0]} is {given.get(different[0])}, not {expected.get(different[0])}")
+        different = sorted(
+            name for name in expected.keys() | given.keys() if expected.get(name) != given.get(name)
+        )
+        raise InputError(
+            f"the update does not fit the model: {different[0]} is {given.get(different[0])}, not {expected.get(different[0])}"
+        )
     flat = torch.cat([value.flatten(2) for value in updates.values()], dim=2)
     if not torch.isfinite(flat).all():
         raise InputError("the update holds NaN or infinite values; nothing can be reconstructed from it")
     if (flat.abs().amax(2) == 0).any():
-        raise InputError("an update is all zeros: that client took no step, so there is nothing to reconstruct")
+        raise InputError(
+            "an update is all zeros: that client took no step, so there is nothing to reconstruct"
+        )

@@ -44,7 +44,9 @@ def test_auc_is_the_mann_whitney_count_with_ties_half():
     rng = np.random.default_rng(1)
     scores, members = rng.integers(0, 6, 80).astype(float), rng.random(80) < 0.4
     difference = scores[members][:, None] - scores[~members][None]
-    assert auc(scores, members) == pytest.approx(((difference > 0) + 0.5 * (difference == 0)).mean(), abs=1e-12)
+    assert auc(scores, members) == pytest.approx(
+        ((difference > 0) + 0.5 * (difference == 0)).mean(), abs=1e-12
+    )
 
 
 def test_constant_scores_are_worth_nothing_at_any_fpr():
@@ -59,15 +61,18 @@ def test_infinite_scores_rank_at_the_ends():
     assert auc(np.array([np.inf, -np.inf, 0.0, 0.0]), members) == pytest.approx(0.875)
 
 
-@pytest.mark.parametrize(("mu", "area", "power"), [(0.0, 0.5, 0.01), (1.0, 0.7602, 0.0924), (2.0, 0.921, 0.372)])
+@pytest.mark.parametrize(
+    ("mu", "area", "power"), [(0.0, 0.5, 0.01), (1.0, 0.7602, 0.0924), (2.0, 0.921, 0.372)]
+)
 def test_gaussian_scores_reach_the_closed_form(mu: float, area: float, power: float):
-    # AUC = Φ(μ/√2), TPR(F) = Φ(Φ⁻¹(F) + μ). With 200,000 a side the standard errors are at most .0007 and .0026
-    # (the latter with the threshold's own error, at μ=2); 4 of them, six checks: false alarms below 1 in 2,500.
+    # AUC = Φ(μ/√2), TPR(F) = Φ(Φ⁻¹(F) + μ). With 200,000 a side the standard errors are at most .0009 and
+    # .0033 (the latter with the threshold's own error, at μ=2); 4 of them, six checks: false alarms below 1
+    # in 2,500.
     rng = np.random.default_rng(2)
     members = np.arange(400_000) < 200_000
     scores = rng.standard_normal(400_000) + mu * members
-    assert auc(scores, members) == pytest.approx(area, abs=4 * 0.0007)
-    assert tpr_at_fpr(scores, members, 0.01) == pytest.approx(power, abs=4 * 0.0026)
+    assert auc(scores, members) == pytest.approx(area, abs=4 * 0.0009)
+    assert tpr_at_fpr(scores, members, 0.01) == pytest.approx(power, abs=4 * 0.0033)
 
 
 def test_tpr_at_fpr_takes_the_last_threshold_within_the_budget_and_interpolates_nothing():
@@ -133,7 +138,9 @@ def test_bootstrap_equals_pooling_the_drawn_replicas_one_resample_at_a_time(tied
     for k, interval in enumerate((result.auc, result.tpr)):
         low, high = np.quantile([p[k] for p in pools], [0.025, 0.975])
         value = naive_pool(scores, members, mask, range(6), 0.1)[k]
-        np.testing.assert_allclose([interval.value, interval.low, interval.high], [value, low, high], atol=1e-12)
+        np.testing.assert_allclose(
+            [interval.value, interval.low, interval.high], [value, low, high], atol=1e-12
+        )
     assert result.members == int(members[mask].sum())
     assert result.members + result.non_members == int(mask.sum())
 
@@ -151,7 +158,7 @@ def test_replicas_with_members_only_can_stand_in_a_pool():
     scores = np.array([[3.0, 2.0], [1.0, 0.0], [0.5, 2.5]])
     members = np.array([[True, True], [False, False], [True, False]])
     result = bootstrap_over_replicas(scores, members, fpr=1.0, resamples=200)
-    assert result.auc.value == pytest.approx(7 / 9)
+    assert result.auc.value == pytest.approx(6 / 9)
     assert np.isfinite([result.auc.low, result.auc.high, result.tpr.low, result.tpr.high]).all()
 
 
@@ -161,9 +168,10 @@ def test_an_interval_over_one_replica_is_refused():
 
 
 def test_bootstrap_covers_the_truth_when_replicas_differ_where_an_interval_over_examples_does_not():
-    # Each replica has its own strength a ~ N(1, .5²); its scores are N(±a/2, 1). Over pairs of different replicas the
-    # AUC is Φ(1/√(2 + .125)), within one it is Φ(1/√(2 + .25)), and one pair in 24 is within. A percentile interval
-    # over 24 replicas covers about 93%; at least 88% of 300 is demanded, which a true 93% fails once in 700.
+    # Each replica has its own strength a ~ N(1, .5²); its scores are N(±a/2, 1). Over pairs of different
+    # replicas the AUC is Φ(1/√(2 + .125)), within one it is Φ(1/√(2 + .25)), and one pair in 24 is within.
+    # A percentile interval over 24 replicas covers about 91%; at least 86% of 300 is demanded, which a true
+    # 91% fails once in 700.
     rng = np.random.default_rng(5)
     trials, replicas, examples = 300, 24, 100
     within, between = ndtr(1 / np.sqrt(2.25)), ndtr(1 / np.sqrt(2.125))
@@ -177,7 +185,7 @@ def test_bootstrap_covers_the_truth_when_replicas_differ_where_an_interval_over_
         over_replicas += interval.low <= truth <= interval.high
         # Hanley and McNeil's standard error, for scores taken as independent; .0098 at this AUC and size.
         over_examples += abs(interval.value - truth) <= 1.96 * 0.0098
-    assert over_replicas / trials >= 0.88
+    assert over_replicas / trials >= 0.86
     assert over_examples / trials <= 0.75
 
 
@@ -207,7 +215,7 @@ def test_the_roc_band_follows_the_pooled_roc_and_encloses_it():
 
 
 def test_mean_interval_covers_an_independent_mean():
-    # 95% nominal, about 93% at 20 values; at least 88% of 300 is demanded: a false alarm about once in 700.
+    # 95% nominal, about 91% for 40 skewed values; at least 86% of 300 is demanded: a false alarm once in 700.
     rng = np.random.default_rng(8)
     intervals = [mean_interval(rng.exponential(size=40), seed=k, resamples=200) for k in range(300)]
     assert np.mean([i.low <= 1.0 <= i.high for i in intervals]) >= 0.86

@@ -1,0 +1,200 @@
+"""A cell: one configuration made into a federation, an observer, attacks and a defence."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import inspect
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import torch
+from hydra.errors import InstantiationException
+from hydra.utils import instantiate
+from torch import Tensor, nn
+
+from defenses.base import Defense
+from fl_core.algorithms import FedAvg
+from fl_core.data import ImageSet
+from fl_core.errors import InputError, check_choice, check_number
+from fl_core.federation import Federation, public_sizes
+from fl_core.lanes import BACKENDS
+from fl_core.partition import draw_members, plant_canaries, split
+from fl_core.sampling import Poisson
+from experiments import store
+
+FREE = ("name", "title", "workers", "debug")
+"""Fields that change no result, and so no hash."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cell:
+    """Everything that a cell's tasks need. `config` is the resolved configuration, `hash` the stored run's name.
+
+    `canary` and `owners` are [examples], `members` [replicas, examples]; `defense` is not calibrated yet.
+    """
+
+    config: dict[str, Any]
+    hash: str
+    device: torch.device
+    pool: ImageSet
+    test: ImageSet
+    canary: Tensor
+    owners: Tensor
+    members: Tensor
+    sizes: Tensor
+    model: nn.Module
+    algorithm: FedAvg
+    defense: Defense
+    membership_attacks: dict[str, Any]
+    reconstruction: Any
+
+    @property
+    def replicas(self) -> int:
+        return len(self.members)
+
+    @property
+    def candidates(self) -> Tensor:
+        """Whose membership is in question [examples]: one client's examples, or everybody's."""
+        about = self.config["about"]
+        return torch.ones_like(self.canary) if about is None else self.owners == about
+
+    def shards(self) -> list[range]:
+        """Replicas that are trained together; fixed by the configuration, so no worker count changes a number."""
+        size = self.config["shard"]
+        return [range(start, min(start + size, self.replicas)) for start in range(0, self.replicas, size)]
+
+    def federation(self, replicas: range) -> Federation:
+        return Federation(
+            model=self.model,
+            data=self.pool,
+            owners=self.owners,
+            members=self.members[list(replicas)],
+            sizes=self.sizes,
+            algorithm=self.algorithm,
+            defense=self.defense,
+            rounds=self.config["rounds"],
+            run=self.config["seed"],
+            replica_ids=replicas,
+            cohort=self.config["cohort"],
+            backend=self.config["backend"],
+        )
+
+    def calibrated(self) -> Cell:
+        """The same cell with its defence ready: noise calibrated to the events of its own sampler."""
+        events = self.federation(range(1)).events()
+        return dataclasses.replace(self, defense=self.defense.prepare(events))
+
+
+def build(config: Mapping[str, Any]) -> Cell:
+    """Check a resolved configuration and make its cell; InputError says what cannot be used. Trains nothing."""
+    config = dict(config)
+    _check(config)
+    device = resolve_device(config["device"])
+    pool, test, fingerprint = _data(_freeze(config["data"]))
+    run = config["seed"]
+    pool, canary = plant_canaries(pool, config["canaries"], run)
+    owners = split(_make(config["partition"]), pool, config["clients"], run)
+    model = _make(config["model"], shape=pool.shape, classes=len(pool.classes))
+    algorithm = _make(config["algorithm"], sampler=_make(config["sampler"]))
+    defense = _make(config["defense"])
+    if defense.needs_poisson and not isinstance(algorithm.sampler, Poisson):
+        raise InputError(f"defense={defense.name} accounts for Poisson batches; set sampler=poisson")
+    largest = int(torch.bincount(owners, minlength=config["clients"]).max())
+    if algorithm.sampler.batch_size > largest:
+        raise InputError(
+            f"sampler.batch_size is {algorithm.sampler.batch_size}, but no client has more than {largest} examples; "
+            "lower it or give the clients more"
+        )
+    delta = getattr(defense, "delta", None)
+    if delta is not None and not math.isinf(getattr(defense, "epsilon", 0.0)) and delta >= 1 / len(pool):
+        raise InputError(
+            f"defense.delta is {delta:g}; it must be below one over the number of examples, 1/{len(pool)} = {1 / len(pool):.2g}"
+        )
+    victims = config["attack"]["victims"]
+    ordinary = int((~canary).sum())
+    if victims > ordinary:
+        raise InputError(f"attack.victims is {victims}, but there are only {ordinary} ordinary examples")
+    if config["about"] is not None:
+        check_number("about", config["about"], minimum=0, maximum=config["clients"] - 1, integer=True)
+    hashed = {name: value for name, value in config.items() if name not in FREE} | {"device": device.type}
+    return Cell(
+        config=config,
+        hash=store.run_hash(hashed, fingerprint),
+        device=device,
+        pool=pool.to(device),
+        test=test.to(device),
+        canary=canary,
+        owners=owners,
+        members=draw_members(config["replicas"], len(pool), config["membership"], run),
+        sizes=public_sizes(owners, config["clients"], config["membership"]),
+        model=model.to(device),
+        algorithm=algorithm,
+        defense=defense,
+        membership_attacks={name: _make(one) for name, one in config["attack"]["membership"].items()},
+        reconstruction=_make(config["attack"]["reconstruction"]),
+    )
+
+
+def _check(config: dict[str, Any]) -> None:
+    """Ranges of the plain fields, once, here."""
+    for name, minimum in (("clients", 1), ("rounds", 1), ("replicas", 4), ("shard", 1)):
+        check_number(name, config[name], minimum=minimum, integer=True)
+    check_number("seed", config["seed"], minimum=0, integer=True)
+    check_number("membership", config["membership"], above=0, below=1)
+    check_number("canaries", config["canaries"], minimum=0, below=1)
+    check_choice("backend", config["backend"], BACKENDS)
+    if config["workers"] != "auto":
+        check_number("workers (or auto)", config["workers"], minimum=1, integer=True)
+    if config["cohort"] is not None:
+        check_number("cohort", config["cohort"], minimum=1, maximum=config["clients"], integer=True)
+    attack = config["attack"]
+    check_number("attack.victims", attack["victims"], minimum=0, integer=True)
+    check_number("attack.fpr", attack["fpr"], above=0, below=1)
+    check_number("attack.resamples", attack["resamples"], minimum=100, integer=True)
+    check_number("attack.audit_fraction", attack["audit_fraction"], above=0, maximum=1)
+
+
+def resolve_device(name: str) -> torch.device:
+    """cpu, cuda, or auto: CUDA where there is one."""
+    check_choice("device", name, ("cpu", "cuda", "auto"))
+    if name == "cuda" and not torch.cuda.is_available():
+        raise InputError(
+            "device is 'cuda', but torch sees no CUDA device here; use device=cpu or device=auto"
+        )
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    return torch.device(name)
+
+
+def _make(config: Mapping[str, Any], **more: Any) -> Any:
+    """The object that a configuration group describes; bad values come back as one InputError."""
+    try:
+        factory = instantiate({**config, "_partial_": True, "_convert_": "all"})
+    except InstantiationException as error:
+        raise InputError(" ".join(str(error).split())) from error
+    options = inspect.signature(factory.func).parameters
+    if not any(option.kind is option.VAR_KEYWORD for option in options.values()):
+        for name in factory.keywords:
+            check_choice(f"an option of {config['_target_']}", name, options)
+    return factory(**more)
+
+
+def _freeze(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return tuple((name, _freeze(inner)) for name, inner in value.items())
+    return tuple(map(_freeze, value)) if isinstance(value, list) else value
+
+
+@lru_cache(maxsize=2)
+def _data(frozen: tuple[tuple[str, Any], ...]) -> tuple[ImageSet, ImageSet, str]:
+    """The pool, the test set and the checksum of their content; read once a process."""
+    pool, test = _make({name: list(value) if isinstance(value, tuple) else value for name, value in frozen})
+    digest = hashlib.blake2b(digest_size=16)
+    for part in (pool, test):
+        digest.update(part.images.numpy().tobytes())
+        digest.update(part.labels.numpy().tobytes())
+    return pool, test, digest.hexdigest()

@@ -1,0 +1,229 @@
+"""Run a cell: its tasks side by side, then everything sealed into one stored run."""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import filelock
+import joblib
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from safetensors.numpy import load_file
+from tqdm import tqdm
+
+from defenses.bounds import TradeOff
+from experiments import store, tasks
+from experiments.cell import Cell
+from experiments.scoring import accuracy_rows, reconstruction_rows, score_files, target_parts
+from fl_core.checkpoint import load_tensors, save_tensors, write_bytes, write_json, write_text
+from fl_core.errors import InputError
+
+POLL_SECONDS = 0.5
+
+
+def execute(cell: Cell, label: str = "") -> Path:
+    """Run `cell` to its end, or go on where an earlier call stopped; a finished run is only checked.
+
+    Returns the stored run's folder. Raises InputError where another process is at the same cell, or the stored run
+    is damaged.
+    """
+    final, pieces = store.RUNS / cell.hash, store.RUNS / f"{cell.hash}.partial"
+    if final.exists():
+        store.load(final)
+    else:
+        pieces.mkdir(parents=True, exist_ok=True)
+        with _alone(pieces):
+            began = time.perf_counter()
+            _work(cell, pieces, label)
+            _seal(cell, pieces, final, time.perf_counter() - began)
+    shutil.rmtree(pieces, ignore_errors=True)
+    return final
+
+
+@contextmanager
+def _alone(pieces: Path) -> Iterator[None]:
+    """Hold the cell's lock, so that two sweeps do not write the same run."""
+    try:
+        with filelock.FileLock(pieces / "lock", timeout=0):
+            yield
+    except filelock.Timeout:
+        raise InputError(
+            f"another process is running this cell ({pieces}); wait for it, or stop it"
+        ) from None
+
+
+def workers(cell: Cell) -> int:
+    """Processes to use: one a core on a CPU; one in all on a GPU, which the lanes fill by themselves."""
+    if cell.config["workers"] != "auto":
+        return int(cell.config["workers"])
+    return 1 if cell.device.type == "cuda" else joblib.cpu_count()
+
+
+def _work(cell: Cell, pieces: Path, label: str) -> None:
+    """First what trains, then what scores it, then what measures the scores."""
+    config, attacks = cell.config, list(cell.membership_attacks)
+    with joblib.Parallel(n_jobs=workers(cell)) as parallel, _progress(cell, pieces, label):
+        parallel(
+            [joblib.delayed(tasks.train)(config, pieces, shard) for shard in range(len(cell.shards()))]
+            + [joblib.delayed(tasks.probe)(config, pieces, part) for part in range(tasks.probe_parts(cell))]
+            + [joblib.delayed(tasks.account)(config, pieces)]
+        )
+        parallel(
+            joblib.delayed(tasks.score)(config, pieces, attack, part)
+            for attack in attacks
+            for part in target_parts(cell)
+        )
+        parallel(joblib.delayed(tasks.measure)(config, pieces, attack) for attack in attacks)
+
+
+@contextmanager
+def _progress(cell: Cell, pieces: Path, label: str) -> Iterator[None]:
+    """A bar of finished rounds, shard by shard, read off the disk; nothing where the output is no terminal."""
+    if not sys.stderr.isatty():
+        yield
+        return
+    shards, rounds = len(cell.shards()), cell.config["rounds"]
+    stop = threading.Event()
+
+    def rounds_done() -> int:
+        done = 0
+        for shard in range(shards):
+            count = pieces / f"train-{shard}.round"
+            if (pieces / f"train-{shard}.safetensors").exists():
+                done += rounds
+            elif count.exists():
+                done += int(count.read_text() or 0)
+        return done
+
+    def watch(bar: tqdm) -> None:
+        while not stop.wait(POLL_SECONDS):
+            bar.update(rounds_done() - bar.n)
+            if bar.n == bar.total:
+                bar.set_postfix_str("attacking")
+
+    with tqdm(total=shards * rounds, desc=label or cell.config["name"], unit="round", leave=False) as bar:
+        thread = threading.Thread(target=watch, args=(bar,), daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            stop.set()
+            thread.join()
+
+
+def _seal(cell: Cell, pieces: Path, final: Path, seconds: float) -> None:
+    """Gather the pieces into one stored run. The pieces stay until it has its final name."""
+    sealed = pieces / "sealed"
+    shutil.rmtree(sealed, ignore_errors=True)
+    trained = [load_tensors(pieces / f"train-{shard}.safetensors") for shard in range(len(cell.shards()))]
+    probed = [
+        load_tensors(pieces / f"probe-{part}.safetensors")[0] for part in range(tasks.probe_parts(cell))
+    ]
+    # [rounds][replicas]
+    accuracy = [
+        [value for _, facts in trained for value in facts["accuracy"][round]]
+        for round in range(cell.config["rounds"])
+    ]
+    account = json.loads((pieces / "account.json").read_text())
+    measured = {
+        attack: json.loads((pieces / f"measure-{attack}.json").read_text())
+        for attack in cell.membership_attacks
+    }
+
+    rows = [row for found in measured.values() for row in found["rows"]]
+    _add_ceilings(rows, account, cell.config["attack"]["fpr"])
+    rows += reconstruction_rows(cell, pieces) + accuracy_rows(cell, accuracy)
+    leakage = {
+        "cell": describe(cell, account),
+        "rows": rows,
+        "roc": {found["attack"]: found["roc"] for found in measured.values()},
+        "audit": next((found["audit"] for found in measured.values() if found["audit"]), None),
+        "account": account,
+    }
+    write_json(sealed / "leakage.json", leakage)
+    lines = [
+        json.dumps({"round": round + 1, "test_accuracy": values}) for round, values in enumerate(accuracy)
+    ]
+    write_text(sealed / "rounds.jsonl", "\n".join(lines) + "\n")
+    _write_scores(cell, pieces, sealed / "scores.parquet")
+
+    shown = _joined([tensors for tensors, _ in trained])
+    updates = _joined([{n: v for n, v in part.items() if n.startswith("update.")} for part in probed])
+    save_tensors(sealed / "observations.safetensors", shown | updates)
+    guesses = _joined(
+        [{n: part[n] for n in ("recovered", "objective", "chosen", "labels")} for part in probed]
+    )
+    save_tensors(sealed / "reconstructions.safetensors", guesses)
+    truth = _joined([{n: part[n] for n in ("true_images", "true_labels")} for part in probed])
+    own = {"members": cell.members, "canary": cell.canary, "owners": cell.owners, "labels": cell.pool.labels}
+    save_tensors(sealed / "truth" / "truth.safetensors", truth | own)
+    if (pieces / "models").is_dir():
+        shutil.copytree(pieces / "models", sealed / "models")
+    manifest = {
+        "hash": cell.hash,
+        "config": cell.config,
+        "cell": leakage["cell"],
+        "guarantees": account["guarantees"],
+        "seconds": round(seconds, 1),
+        "workers": workers(cell),
+        **store.circumstances(cell.device),
+    }
+    store.finish(sealed, final, manifest)
+
+
+def describe(cell: Cell, account: dict[str, Any]) -> dict[str, Any]:
+    """What a table says of the cell besides its results: ε (None is infinite), δ, the defence, the data."""
+    wanted = getattr(cell.defense, "epsilon", math.inf)
+    if getattr(cell.defense, "noise_multiplier", None) is not None:
+        wanted = account["guarantees"]["released_model/example"]["epsilon"]
+    return {
+        "defense": cell.defense.name,
+        "epsilon": wanted if math.isfinite(wanted) else None,
+        "delta": getattr(cell.defense, "delta", None) if math.isfinite(wanted) else None,
+        "noise_multiplier": account["noise_multiplier"],
+        "examples": len(cell.pool),
+        "classes": list(cell.pool.classes),
+        "parameters": sum(value.numel() for value in cell.model.parameters()),
+        "fpr": cell.config["attack"]["fpr"],
+    }
+
+
+def _add_ceilings(rows: list[dict[str, Any]], account: dict[str, Any], fpr: float) -> None:
+    """What the guarantee allows any attack on the released model, beside what this one reached."""
+    if "trade_off" not in account:
+        return
+    ceiling = TradeOff.from_dict(account["trade_off"])
+    values = {"auc": ceiling.auc(), "tpr": float(ceiling.tpr_at(fpr))}
+    for row in rows:
+        row["ceiling"] = values[row["metric"]]
+
+
+def _joined(parts: list[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
+    return {name: torch.cat([part[name] for part in parts]) for name in (parts[0] if parts else {})}
+
+
+def _write_scores(cell: Cell, pieces: Path, path: Path) -> None:
+    """One line an attack, target replica and example; whether it was a member is not said here."""
+    columns: dict[str, list[Any]] = {"attack": [], "replica": [], "example": [], "score": []}
+    for attack in cell.membership_attacks:
+        scores = np.concatenate([load_file(part)["scores"] for part in score_files(pieces, attack, cell)])
+        replica, example = np.indices(scores.shape)
+        columns["attack"].append(np.full(scores.size, cell.membership_attacks[attack].name))
+        columns["replica"].append(replica.ravel().astype(np.int32))
+        columns["example"].append(example.ravel().astype(np.int32))
+        columns["score"].append(scores.ravel())
+    table = pa.table({name: np.concatenate(parts) for name, parts in columns.items()})
+    buffer = pa.BufferOutputStream()
+    pq.write_table(table, buffer, compression="zstd")
+    write_bytes(path, buffer.getvalue().to_pybytes())

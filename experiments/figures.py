@@ -1,0 +1,315 @@
+"""Figures of a study, from stored runs alone."""
+
+from __future__ import annotations
+
+import io
+import math
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+
+matplotlib.use("Agg")
+
+import matplotlib.pyplot as plt
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from attacks.metrics import psnr
+from defenses.bounds import TradeOff
+from experiments.collect import CellResult
+from experiments.scoring import EXACT_DB, Row
+from experiments.tables import headline_attack
+from fl_core.checkpoint import load_tensors
+
+STYLE = Path(__file__).parent / "mirage.mplstyle"
+# Okabe and Ito's palette: told apart by colour-blind readers; line style and marker tell them apart in grey.
+BLUE, ORANGE, GREEN, PURPLE, SKY, GREY = "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#555555"
+MEMBERSHIP_STYLES = ((BLUE, "o", "-"), (GREEN, "^", "-"), (PURPLE, "s", "-"), (GREY, "x", ":"))
+
+
+def positions(cells: Sequence[CellResult]) -> tuple[np.ndarray[Any, Any], list[str]]:
+    """Where each cell stands on the x axis: log10 ε, with ∞ one step past the last finite one."""
+    finite = [math.log10(cell.epsilon) for cell in cells if math.isfinite(cell.epsilon)]
+    last = (max(finite) + 0.9) if finite else 0.0
+    x = np.array([math.log10(cell.epsilon) if math.isfinite(cell.epsilon) else last for cell in cells])
+    return x, [cell.label() for cell in cells]
+
+
+def _axis(axes: Axes, cells: Sequence[CellResult], ylabel: str, title: str) -> None:
+    x, labels = positions(cells)
+    axes.set_xticks(x, labels)
+    axes.set_xlim(x.min() - 0.3, x.max() + 0.3)
+    if len(cells) > 1 and math.isinf(cells[-1].epsilon):
+        axes.axvline((x[-2] + x[-1]) / 2, color="0.85", linewidth=4, zorder=0)
+    axes.set_ylabel(ylabel)
+    axes.set_title(title, loc="left")
+
+
+def _line(
+    axes: Axes, cells: Sequence[CellResult], pick: Callable[[CellResult], Row | None], **style: Any
+) -> None:
+    """Points with 95% bars; the step to ∞ is not joined, because it is no step along the axis."""
+    x, _ = positions(cells)
+    rows = [pick(cell) for cell in cells]
+    shown = [i for i, row in enumerate(rows) if row is not None and row.value is not None]
+    if not shown:
+        return
+    value, low, high = (
+        np.array([getattr(rows[i], f) for i in shown], dtype=float) for f in ("value", "low", "high")
+    )
+    linestyle = style.pop("linestyle", "-")
+    shift = style.pop("shift", 0.0)
+    axes.errorbar(
+        x[shown] + shift,
+        value,
+        yerr=np.maximum([value - low, high - value], 0),
+        linestyle="none",
+        capsize=1.5,
+        **style,
+    )
+    joined = [k for k, i in enumerate(shown) if math.isfinite(cells[i].epsilon)]
+    axes.plot(x[shown][joined] + shift, value[joined], linestyle=linestyle, color=style["color"], linewidth=1)
+
+
+def _membership(axes: Axes, cells: Sequence[CellResult], metric: str) -> None:
+    """The headline attack on canaries and ordinary examples, the other attacks on canaries, and the ceiling."""
+    first = headline_attack(cells)
+    names = list(dict.fromkeys(row.attack for row in cells[0].rows if row.question == "membership"))
+    both = {row.group for row in cells[0].rows if row.question == "membership"}
+    group = "canary" if "canary" in both else "ordinary"
+    for number, name in enumerate(names):
+        color, marker, linestyle = MEMBERSHIP_STYLES[min(number, len(MEMBERSHIP_STYLES) - 1)]
+        words = {"canary": "canaries", "ordinary": "ordinary"}[group]
+        _line(
+            axes, cells, lambda cell, name=name: cell.row("membership", metric, name, group),
+            color=color, marker=marker, linestyle=linestyle, label=f"{name}, {words}", shift=0.05 * (number - 1),
+            markersize=4.5 if name == first else 3,
+        )  # fmt: skip
+    if len(both) > 1:
+        _line(
+            axes, cells, lambda cell: cell.row("membership", metric, first, "ordinary"),
+            color=ORANGE, marker="D", linestyle="--", label=f"{first}, ordinary", shift=0.1, markersize=3.5,
+        )  # fmt: skip
+    ceilings = [(x, _ceiling(cell, metric)) for x, cell in zip(positions(cells)[0], cells, strict=True)]
+    known = [(x, value) for x, value in ceilings if value is not None]
+    if known:
+        x, y = map(np.array, zip(*known, strict=True))
+        axes.plot(x, y, color="black", linestyle=(0, (1, 1)), linewidth=1, label="ceiling that ε allows")
+        axes.fill_between(x, y, 1.02, color="0.93", linewidth=0)
+
+
+def _ceiling(cell: CellResult, metric: str) -> float | None:
+    if "trade_off" not in cell.account:
+        return None
+    curve = TradeOff.from_dict(cell.account["trade_off"])
+    return curve.auc() if metric == "auc" else float(curve.tpr_at(cell.facts["fpr"]))
+
+
+def leakage_vs_epsilon(cells: Sequence[CellResult], title: str) -> Figure:
+    """Membership, audit, reconstruction, labels and utility over one ε axis."""
+    with plt.style.context(STYLE):
+        figure, axes = plt.subplots(2, 3, figsize=(7.2, 4.5), layout="constrained")
+        auc, tpr, audit, picture, labels, utility = axes.flat
+        _axis(auc, cells, "AUC", "a  Membership")
+        _membership(auc, cells, "auc")
+        auc.axhline(0.5, color="0.7", linewidth=0.8, zorder=0)
+        auc.set_ylim(0.4, 1.02)
+        fpr = cells[0].facts["fpr"]
+        _axis(tpr, cells, f"TPR at {fpr:.3g} FPR", "b  Membership, few false alarms")
+        _membership(tpr, cells, "tpr")
+        tpr.axhline(fpr, color="0.7", linewidth=0.8, zorder=0)
+        tpr.set_ylim(-0.02, 1.02)
+        _audit_panel(audit, cells)
+        _axis(picture, cells, "PSNR (dB)", "d  Reconstructed pictures")
+        for name, pick, style in (
+            (
+                "attacker's choice",
+                lambda cell: cell.row("reconstruction", "psnr"),
+                {"color": BLUE, "marker": "o"},
+            ),
+            (
+                "best in hindsight",
+                lambda cell: cell.row("reconstruction", "psnr_oracle"),
+                {"color": SKY, "marker": "v"},
+            ),
+            (
+                "blind: mean image",
+                lambda cell: cell.row("reconstruction", "psnr", "blind (mean image)"),
+                {"color": GREY, "marker": "x", "linestyle": ":"},
+            ),
+            (
+                "blind: nearest public",
+                lambda cell: cell.row("reconstruction", "psnr", "blind (nearest public image)"),
+                {"color": GREY, "marker": "+", "linestyle": "-."},
+            ),
+        ):
+            _line(picture, cells, pick, label=name, markersize=4, **style)
+        _axis(labels, cells, "share of labels found", "e  Inferred labels")
+        _line(
+            labels,
+            cells,
+            lambda cell: cell.row("reconstruction", "label_recall"),
+            color=BLUE,
+            marker="o",
+            markersize=4,
+            label="from the update",
+        )
+        labels.axhline(
+            1 / len(cells[0].facts["classes"]),
+            color=GREY,
+            linestyle=":",
+            linewidth=1,
+            label="blind: uniform guess",
+        )
+        labels.set_ylim(-0.02, 1.04)
+        _axis(utility, cells, "test accuracy", "f  Utility")
+        _line(
+            utility, cells, lambda cell: cell.row("utility", "accuracy"), color=BLUE, marker="o", markersize=4
+        )
+        utility.set_ylim(0, 1.02)
+        for one in axes[1]:
+            one.set_xlabel("ε (∞: no defence)")
+        for one in (picture, labels, audit):
+            one.legend(loc="best")
+        handles, words = auc.get_legend_handles_labels()
+        figure.legend(handles, words, loc="outside lower center", ncols=3)
+        figure.suptitle(title)
+    return figure
+
+
+def _audit_panel(axes: Axes, cells: Sequence[CellResult]) -> None:
+    _axis(axes, cells, "ε", "c  Audited lower bound")
+    x, _ = positions(cells)
+    audits = [
+        (at, cell.audit)
+        for at, cell in zip(x, cells, strict=True)
+        if cell.audit and cell.audit.get("epsilon") is not None
+    ]
+    finite = [
+        (at, cell.accounted) for at, cell in zip(x, cells, strict=True) if math.isfinite(cell.accounted)
+    ]
+    if finite:
+        axes.plot(
+            *zip(*finite, strict=True), color="black", linestyle=(0, (1, 1)), linewidth=1, label="accounted"
+        )
+    if audits:
+        at = [one for one, _ in audits]
+        axes.plot(
+            at,
+            [audit["ceiling"] for _, audit in audits],
+            color=GREY,
+            linestyle="--",
+            linewidth=1,
+            label="most this audit can show",
+        )
+        axes.plot(
+            at,
+            [audit["epsilon"] for _, audit in audits],
+            color=BLUE,
+            marker="o",
+            linestyle="none",
+            label="shown, 95%",
+        )
+    axes.set_yscale("symlog", linthresh=0.5)
+    axes.set_yticks([0, 0.5, 2, 8, 32, 128], ["0", "0.5", "2", "8", "32", "128"])
+    axes.set_ylim(-0.05, None)
+
+
+def roc(cells: Sequence[CellResult], title: str) -> Figure:
+    """ROC curves of the headline attack, log-log, a panel a group, with 95% bands over replicas."""
+    attack = headline_attack(cells)
+    groups = [group for group in ("canary", "ordinary") if group in cells[0].roc[attack]]
+    words = {"canary": "canaries (mislabelled)", "ordinary": "ordinary examples"}
+    colors = plt.get_cmap("viridis")(np.linspace(0.0, 0.88, len(cells)))
+    with plt.style.context(STYLE):
+        figure, axes = plt.subplots(
+            1, len(groups), figsize=(3.6 * len(groups), 3.3), layout="constrained", squeeze=False, sharey=True
+        )
+        for one, group in zip(axes.flat, groups, strict=True):
+            least = min(cell.roc[attack][group]["fpr"][0] for cell in cells)
+            one.plot([least, 1], [least, 1], color="0.6", linewidth=0.8, linestyle=":")
+            for number, (cell, color) in enumerate(zip(cells, colors, strict=True)):
+                curve = {name: np.array(values) for name, values in cell.roc[attack][group].items()}
+                floor = least / 2
+                one.fill_between(
+                    curve["fpr"],
+                    np.maximum(curve["low"], floor),
+                    np.maximum(curve["high"], floor),
+                    color=color,
+                    alpha=0.15,
+                    linewidth=0,
+                )
+                style = ("-", "--", "-.", (0, (3, 1, 1, 1)))[number % 4]
+                one.plot(
+                    curve["fpr"],
+                    np.maximum(curve["tpr"], floor),
+                    color=color,
+                    linewidth=1.2,
+                    linestyle=style,
+                    label=f"ε = {cell.label()}",
+                )
+            one.set(
+                xscale="log", yscale="log", xlim=(least, 1), ylim=(least, 1), xlabel="false-positive rate"
+            )
+            one.set_title(f"{attack}, {words[group]}", loc="left")
+        axes[0, 0].set_ylabel("true-positive rate")
+        axes[0, -1].legend(loc="lower right")
+        figure.suptitle(title)
+    return figure
+
+
+def reconstructions(cells: Sequence[CellResult], title: str, most: int = 8) -> Figure | None:
+    """The true pictures, and below them what each cell's attack recovered; None where nothing was attacked."""
+    stored = []
+    for cell in cells:
+        truth, _ = load_tensors(cell.folder / "truth" / "truth.safetensors")
+        found, _ = load_tensors(cell.folder / "reconstructions.safetensors")
+        if "true_images" in truth:
+            chosen = found["recovered"][np.arange(len(found["chosen"])), found["chosen"]]
+            stored.append(
+                (cell, truth["true_images"].numpy(), chosen.numpy(), truth["true_labels"], found["labels"])
+            )
+    if not stored:
+        return None
+    count = min(most, len(stored[0][1]))
+    names = cells[0].facts["classes"]
+    with plt.style.context(STYLE):
+        figure, axes = plt.subplots(
+            len(stored) + 1, count, figsize=(0.85 * count + 0.6, 1.02 * (len(stored) + 1) + 0.3),
+            layout="constrained", squeeze=False,
+        )  # fmt: skip
+        for column in range(count):
+            _picture(axes[0, column], stored[0][1][column], f"{names[int(stored[0][3][column])]}")
+        axes[0, 0].set_ylabel("true")
+        for line, (cell, true_images, chosen, true_labels, labels) in enumerate(stored, start=1):
+            decibels = psnr(chosen, true_images)
+            for column in range(count):
+                right = "✓" if labels[column] == true_labels[column] else "✗"
+                size = "exact" if decibels[column] >= EXACT_DB else f"{decibels[column]:.0f} dB"
+                _picture(axes[line, column], chosen[column], f"{size}, {names[int(labels[column])]} {right}")
+            axes[line, 0].set_ylabel(f"ε = {cell.label()}")
+        figure.suptitle(
+            f"{title}\ntrue pictures, and what one step's update gives away; below each, the PSNR and the inferred label"
+        )
+    return figure
+
+
+def _picture(axes: Axes, pixels: np.ndarray[Any, Any], words: str) -> None:
+    shown = pixels[0] if len(pixels) == 1 else pixels.transpose(1, 2, 0)
+    axes.imshow(shown, cmap="gray", vmin=0, vmax=1, interpolation="nearest")
+    axes.set_xticks([])
+    axes.set_yticks([])
+    axes.set_xlabel(words)
+
+
+def encoded(figure: Figure, kind: str) -> bytes:
+    """The figure as a PNG or PDF, the same bytes for the same figure."""
+    buffer = io.BytesIO()
+    with plt.style.context(STYLE):
+        figure.savefig(
+            buffer, format=kind, metadata={"CreationDate": None} if kind == "pdf" else {"Software": None}
+        )
+    return buffer.getvalue()

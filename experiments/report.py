@@ -1,0 +1,124 @@
+"""Draw a study's figures and tables from its stored runs: `python -m experiments.report results/leakage_vs_epsilon`.
+
+Nothing is trained. Files are replaced one by one, each whole.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib.pyplot as plt
+
+from experiments import figures, store, tables
+from experiments.collect import CellResult, alarms, collect
+from experiments.terminal import one_line_errors
+from fl_core.checkpoint import write_bytes, write_json, write_text
+from fl_core.errors import InputError
+
+RESULTS = Path("results")
+
+
+def write(folders: Sequence[Path], name: str, title: str, command: str) -> Path:
+    """Write results/<name>/ from the stored runs in `folders` and say on the terminal what to open."""
+    cells = collect(folders)
+    out = RESULTS / name
+    written = _figures(cells, out, title)
+    about = cells[0].manifest["config"]["about"]
+    whom = "anybody" if about is None else ("Alice" if name == "alice_and_bob" else f"client {about}")
+    for file, text in (
+        ("table.csv", tables.as_csv(cells)),
+        ("table.md", tables.as_markdown(cells, title, whom)),
+        ("table.tex", tables.as_latex(cells, title)),
+    ):
+        write_text(out / file, text)
+        written.append(file)
+    for model in sorted((cells[-1].folder / "models").glob("*.safetensors")):
+        write_bytes(out / model.name, model.read_bytes())
+        written.append(model.name)
+    write_json(out / "manifest.json", _manifest(cells, name, title, command))
+    for line in [*alarms(cells), *tables.in_words(cells, whom)]:
+        print(line)
+    print(
+        f"Open {out / written[0]}, {out / 'table.md'} and {out / 'reconstructions.png'}"
+        if "reconstructions.png" in written
+        else f"Open {out / written[0]} and {out / 'table.md'}"
+    )
+    return out
+
+
+def _figures(cells: Sequence[CellResult], out: Path, title: str) -> list[str]:
+    drawn = [
+        ("leakage_vs_epsilon", ("png", "pdf"), figures.leakage_vs_epsilon(cells, title)),
+        ("roc", ("png",), figures.roc(cells, title)),
+        ("reconstructions", ("png",), figures.reconstructions(cells, title)),
+    ]
+    written = []
+    for name, kinds, figure in drawn:
+        if figure is None:
+            (out / f"{name}.png").unlink(missing_ok=True)
+            continue
+        for kind in kinds:
+            write_bytes(out / f"{name}.{kind}", figures.encoded(figure, kind))
+            written.append(f"{name}.{kind}")
+        plt.close(figure)
+    return written
+
+
+def _manifest(cells: Sequence[CellResult], name: str, title: str, command: str) -> dict[str, Any]:
+    """What made the study; timings and hardware are those of the stored runs."""
+    first = cells[0].manifest
+    return {
+        "name": name,
+        "title": title,
+        "command": command,
+        "seed": first["config"]["seed"],
+        "replicas": first["config"]["replicas"],
+        "cells": [
+            {
+                "run": cell.manifest["hash"],
+                "epsilon": cell.label(),
+                "seconds": cell.manifest["seconds"],
+                "workers": cell.manifest["workers"],
+                "revision": cell.manifest["revision"],
+                "hardware": cell.manifest["hardware"],
+                "guarantees": tables.guarantees(cell),
+                "epsilon_opacus_rdp": cell.account.get("epsilon_opacus_rdp"),
+            }
+            for cell in cells
+        ],
+        "seconds": round(sum(cell.manifest["seconds"] for cell in cells), 1),
+        "versions": first["versions"],
+        "config": first["config"],
+    }
+
+
+def redraw(folder: Path) -> Path:
+    """Draw `folder` again from the runs that its manifest names."""
+    try:
+        manifest = json.loads((folder / "manifest.json").read_text())
+        runs = [store.RUNS / cell["run"] for cell in manifest["cells"]]
+        about = manifest["name"], manifest["title"], manifest["command"]
+    except FileNotFoundError:
+        raise InputError(
+            f"{folder} holds no manifest.json; name a folder that a sweep wrote, such as results/leakage_vs_epsilon"
+        ) from None
+    except (OSError, ValueError, KeyError, TypeError):
+        raise InputError(f"{folder}/manifest.json is damaged; run the sweep again") from None
+    return write(runs, *about)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m experiments.report", description=__doc__.splitlines()[0])
+    parser.add_argument(
+        "folder", type=Path, help="a folder that a sweep wrote, such as results/leakage_vs_epsilon"
+    )
+    with one_line_errors():
+        redraw(parser.parse_args().folder)
+
+
+if __name__ == "__main__":
+    main()

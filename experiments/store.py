@@ -1,0 +1,133 @@
+"""Runs on disk: `results/runs/<hash>/`, written under a temporary name, checked when read, never unpickled.
+
+manifest.json            config, seed, revision, versions, hardware, guarantees, timings, and every file's checksum
+rounds.jsonl             test accuracy by replica and round
+leakage.json             what each attack learned, with intervals: what tables and figures are drawn from
+scores.parquet           every score of every membership attack
+observations.safetensors what the observers saw
+reconstructions.safetensors what the reconstruction made of it
+truth/                   members, canaries, owners, victims: for scorers only
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import platform
+import subprocess
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from fl_core.checkpoint import write_json
+from fl_core.errors import InputError
+
+FORMAT = 1
+"""Part of every hash: raise it when stored runs of an older Mirage must not be mixed with new ones."""
+
+RUNS = Path("results/runs")
+PACKAGES = ("torch", "numpy", "scipy", "scikit-learn", "opacus", "dp-accounting", "hydra-core")
+
+
+def run_hash(config: dict[str, Any], data_fingerprint: str) -> str:
+    """The name of a run: its resolved configuration, the data's own checksum and the store's format."""
+    text = json.dumps([FORMAT, data_fingerprint, config], sort_keys=True, default=str)
+    return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
+
+
+def _checksum(path: Path) -> str:
+    digest = hashlib.blake2b(digest_size=16)
+    with open(path, "rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def _files(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.rglob("*") if path.is_file() and path.name != "manifest.json")
+
+
+def finish(partial: Path, final: Path, manifest: dict[str, Any]) -> None:
+    """Seal a run: write its manifest with all checksums and rename the folder to its final name."""
+    files = {str(path.relative_to(partial)): _checksum(path) for path in _files(partial)}
+    write_json(partial / "manifest.json", {**manifest, "files": files})
+    os.replace(partial, final)
+
+
+@dataclass(frozen=True)
+class StoredRun:
+    """A finished run whose files have been checked."""
+
+    folder: Path
+    manifest: dict[str, Any]
+
+    def leakage(self) -> dict[str, Any]:
+        found: dict[str, Any] = json.loads((self.folder / "leakage.json").read_text())
+        return found
+
+
+def load(folder: Path) -> StoredRun:
+    """Open a finished run; InputError where it is missing, damaged or altered, naming the file and the cure."""
+    cure = f"delete the folder {folder} and run the sweep again"
+    try:
+        manifest = json.loads((folder / "manifest.json").read_text())
+        files = dict(manifest["files"])
+        for name in ("hash", "config", "versions", "hardware", "seconds", "guarantees", "cell"):
+            manifest[name]
+    except FileNotFoundError:
+        raise InputError(f"{folder} holds no finished run; run the sweep first") from None
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        raise InputError(f"{folder}/manifest.json is damaged; {cure}") from None
+    for name, expected in files.items():
+        path = folder / name
+        if not path.is_file():
+            raise InputError(f"{path} is missing; {cure}")
+        if _checksum(path) != expected:
+            raise InputError(f"{path} is damaged or was altered; {cure}")
+    return StoredRun(folder, manifest)
+
+
+def circumstances(device: torch.device) -> dict[str, Any]:
+    """Code revision, package versions and hardware, for a manifest."""
+    versions = {"python": platform.python_version()}
+    for package in PACKAGES:
+        try:
+            versions[package] = version(package)
+        except PackageNotFoundError:
+            versions[package] = "absent"
+    hardware = {
+        "processor": _processor(),
+        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+    }
+    if device.type == "cuda":
+        hardware["gpu"] = torch.cuda.get_device_name(device)
+    return {"versions": versions, "hardware": hardware, "revision": _revision()}
+
+
+def _processor() -> str:
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()
+
+
+def _revision() -> str:
+    here = Path(__file__).parent
+    try:
+        commit = subprocess.run(
+            ["git", "rev-parse", "--short=12", "HEAD"], cwd=here, capture_output=True, text=True, check=True
+        )
+        changed = subprocess.run(
+            ["git", "status", "--porcelain", "--untracked-files=no", "--", "*.py", "*.yaml"],
+            cwd=here.parent, capture_output=True, text=True, check=True,
+        )  # fmt: skip
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+    return commit.stdout.strip() + ("+changes" if changed.stdout.strip() else "")

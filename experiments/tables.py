@@ -1,0 +1,230 @@
+"""The same tables as CSV, Markdown and LaTeX, from one description."""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+from experiments.collect import CellResult, alarms
+from experiments.scoring import Row
+
+Table = tuple[list[str], list[list[str]]]
+"""Column heads and lines, all ready to print."""
+
+
+@dataclass(frozen=True)
+class Column:
+    head: str
+    cell: Callable[[CellResult], str]
+
+
+def interval(row: Row | None, digits: int = 3) -> str:
+    """ "0.812 [0.790, 0.834]", or an em dash where there is no number."""
+    if row is None or row.value is None:
+        return "—"
+    return f"{row.value:.{digits}f} [{row.low:.{digits}f}, {row.high:.{digits}f}]"
+
+
+def _ceiling(row: Row | None) -> str:
+    return "1" if row is None or row.ceiling is None else f"{row.ceiling:.3f}"
+
+
+def _bound(cell: CellResult) -> str:
+    audit = cell.audit
+    if not audit or audit.get("epsilon") is None:
+        return "—"
+    return f"{audit['epsilon']:.2f} (≤ {audit['ceiling']:.2f})"
+
+
+def headline_attack(cells: Sequence[CellResult]) -> str:
+    """The attack that stands in the summary: the first of the configuration."""
+    return next((row.attack for row in cells[0].rows if row.question == "membership"), "")
+
+
+def summary(cells: Sequence[CellResult]) -> Table:
+    """One line a cell."""
+    attack = headline_attack(cells)
+    fpr = f"{cells[0].facts['fpr']:.3g}"
+
+    def member(metric: str, group: str) -> Callable[[CellResult], Row | None]:
+        return lambda cell: cell.row("membership", metric, attack, group)
+
+    def matched(metric: str) -> Callable[[CellResult], Row | None]:
+        return lambda cell: cell.row("reconstruction", metric)
+
+    columns = [
+        Column("ε", CellResult.label),
+        Column("accounted ε", lambda cell: "∞" if math.isinf(cell.accounted) else f"{cell.accounted:.3f}"),
+        Column(
+            "σ",
+            lambda cell: (
+                "—" if cell.facts["noise_multiplier"] is None else f"{cell.facts['noise_multiplier']:.3f}"
+            ),
+        ),
+        Column("test accuracy", lambda cell: interval(cell.row("utility", "accuracy"))),
+    ]
+    for group, word in (("canary", "canaries"), ("ordinary", "ordinary")):
+        if any(member("auc", group)(cell) for cell in cells):
+            columns += [
+                Column(f"AUC, {word}", lambda cell, group=group: interval(member("auc", group)(cell))),
+                Column(
+                    f"TPR at FPR {fpr}, {word}",
+                    lambda cell, group=group: interval(member("tpr", group)(cell)),
+                ),
+            ]
+    first = "canary" if any(member("auc", "canary")(cell) for cell in cells) else "ordinary"
+    columns += [
+        Column("AUC ceiling", lambda cell: _ceiling(member("auc", first)(cell))),
+        Column("TPR ceiling", lambda cell: _ceiling(member("tpr", first)(cell))),
+        Column("audited ε ≥ (at most)", _bound),
+    ]
+    if any(matched("psnr")(cell) for cell in cells):
+        columns += [
+            Column("PSNR, dB", lambda cell: interval(matched("psnr")(cell), 1)),
+            Column("labels found", lambda cell: interval(matched("label_recall")(cell), 2)),
+        ]
+    return [column.head for column in columns], [[column.cell(cell) for column in columns] for cell in cells]
+
+
+def every_attack(cells: Sequence[CellResult]) -> Table:
+    """One line a cell, attack, group and metric, the blind baselines among them."""
+    lines = [
+        [
+            cell.label(),
+            row.attack,
+            row.view,
+            row.group,
+            row.metric,
+            interval(row, 1 if "psnr" in row.metric else 3),
+            row.note,
+        ]
+        for cell in cells
+        for row in cell.rows
+        if row.attack
+    ]
+    return ["ε", "attack", "view", "group", "metric", "value [95% interval]", "note"], lines
+
+
+def in_words(cells: Sequence[CellResult], whom: str) -> list[str]:
+    """What was learned in each cell, a sentence or two each, for a reader without the field's terms."""
+    sentences = []
+    attack = headline_attack(cells)
+    for cell in cells:
+        parts = [f"ε = {cell.label()}:"]
+        for group, word in (
+            ("canary", f"{whom}'s mislabelled pictures"),
+            ("ordinary", f"{whom}'s ordinary pictures"),
+        ):
+            row = cell.row("membership", "auc", attack, group)
+            if row is not None and row.value is not None and row.low is not None:
+                verdict = "does tell" if row.low > 0.5 else "cannot be shown to tell"
+                parts.append(
+                    f"the released model {verdict} which of {word} were trained on (AUC {interval(row)});"
+                )
+        rebuilt, blind = (
+            cell.row("reconstruction", "psnr"),
+            cell.row("reconstruction", "psnr", "blind (mean image)"),
+        )
+        if rebuilt is not None and blind is not None and rebuilt.low is not None and blind.high is not None:
+            better = "shows" if rebuilt.low > blind.high else "does not show"
+            parts.append(
+                f"a single-step update {better} the picture better than a blind guess "
+                f"({interval(rebuilt, 1)} dB against {interval(blind, 1)} dB)."
+            )
+        sentences.append(" ".join(parts))
+    return sentences
+
+
+def as_csv(cells: Sequence[CellResult]) -> str:
+    """Every measured number, one a line, at full precision."""
+    out = io.StringIO()
+    heads = ["epsilon", "accounted_epsilon", "delta", "defense", *(field.name for field in fields(Row))]
+    writer = csv.DictWriter(out, heads, lineterminator="\n")
+    writer.writeheader()
+    for cell in cells:
+        about: dict[str, Any] = {
+            "epsilon": cell.epsilon,
+            "accounted_epsilon": cell.accounted,
+            "delta": cell.facts["delta"],
+            "defense": cell.facts["defense"],
+        }
+        for row in cell.rows:
+            writer.writerow({**about, **asdict(row)})
+        if cell.audit and cell.audit.get("epsilon") is not None:
+            audit = cell.audit
+            bound = Row(
+                question="audit", attack="one-run audit", view="released_model", knowledge="canaries by a fair coin",
+                group="canary", metric="epsilon_lower_bound", value=audit["epsilon"], low=None, high=None,
+                ceiling=audit["ceiling"], note=f"{audit['correct']} of {audit['guesses']} guesses right",
+                samples=f"{audit['targets']} targets, {audit['canaries']} canaries",
+            )  # fmt: skip
+            writer.writerow({**about, **asdict(bound)})
+    return out.getvalue()
+
+
+def as_markdown(cells: Sequence[CellResult], title: str, whom: str) -> str:
+    parts = [f"# {title}", *alarms(cells), _markdown(summary(cells))]
+    attack = headline_attack(cells)
+    facts = cells[-1].facts
+    parts.append(
+        f"Membership by {attack} on the released model; 95% intervals over independent replicas. Ceilings are the most "
+        f"that the accounted guarantee allows any attack. The audited ε is a 95% lower bound, and in brackets the most "
+        f"that this audit could have shown. PSNR is of the restart that the attacker itself picks, from one client's "
+        f"update after one step on one example; blind guesses stand below. {facts['examples']} examples, "
+        f"{facts['parameters']} parameters."
+    )
+    parts += ["## In words", "\n".join(f"- {line}" for line in in_words(cells, whom))]
+    parts += [
+        "## What is guaranteed",
+        "\n".join(f"- ε = {c.label()}: {words}" for c in cells for words in guarantees(c)),
+    ]
+    parts += ["## Every attack", _markdown(every_attack(cells))]
+    return "\n\n".join(parts) + "\n"
+
+
+def guarantees(cell: CellResult) -> list[str]:
+    """The privacy statements of a cell in words."""
+    return [statement["words"] for statement in cell.account["guarantees"].values()]
+
+
+def _markdown(table: Table) -> str:
+    heads, lines = table
+    rows = [heads, ["---"] * len(heads), *lines]
+    return "\n".join("| " + " | ".join(entry.replace("|", "\\|") for entry in row) + " |" for row in rows)
+
+
+def as_latex(cells: Sequence[CellResult], title: str) -> str:
+    """The summary with booktabs; needs \\usepackage{booktabs}."""
+    heads, lines = summary(cells)
+    body = [" & ".join(map(_tex, line)) + r" \\" for line in lines]
+    return "\n".join(
+        [
+            f"% {title}",
+            r"\begin{tabular}{" + "r" * len(heads) + "}",
+            r"\toprule",
+            " & ".join(map(_tex, heads)) + r" \\",
+            r"\midrule",
+            *body,
+            r"\bottomrule",
+            r"\end{tabular}",
+            "",
+        ]
+    )
+
+
+def _tex(text: str) -> str:
+    for plain, tex in (
+        ("ε", r"$\varepsilon$"),
+        ("σ", r"$\sigma$"),
+        ("∞", r"$\infty$"),
+        ("≥", r"$\ge$"),
+        ("≤", r"$\le$"),
+        ("—", "---"),
+        ("%", r"\%"),
+    ):
+        text = text.replace(plain, tex)
+    return text

@@ -1,0 +1,225 @@
+"""The pieces of a cell's work that run side by side. Each reads what it needs, writes one file, and can be repeated.
+
+A task is named by (configuration, folder, part), all plain values, so it runs in any process on any machine that sees
+the folder. A task whose file exists is done.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.numpy import load_file, save
+
+from attacks.base import MembershipKnowledge, Shadows
+from attacks.reconstruction.gradient_matching import ReconstructionKnowledge
+from defenses.accounting import epsilon_pld, epsilon_rdp
+from defenses.bounds import trade_off_pld
+from experiments.cell import Cell, build
+from fl_core.checkpoint import load_tensors, save_tensors, write_bytes, write_json, write_text
+from fl_core.federation import Federation, run
+from fl_core.models import logits
+from fl_core.optimizers import Tree
+from fl_core.sampling import Poisson
+from fl_core.seeds import generator
+from fl_core.views import Recorder, ReleasedModel, Server, require_view
+
+PROBE_BATCH = 6
+"""Victims attacked together; fixed, so that no worker count changes a number."""
+
+
+def train(config: dict[str, Any], folder: Path, shard: int) -> None:
+    """Train one shard of replicas, round by round, and query the released models on every candidate.
+
+    Writes `train-<shard>.safetensors`: `model.*` [replicas, ...] and `outputs` [replicas, examples, classes]. After
+    each round the state goes to disk, and a later call goes on from there with the same bits.
+    """
+    done = folder / f"train-{shard}.safetensors"
+    if done.exists():
+        return
+    _one_thread()
+    cell = build(config).calibrated()
+    replicas = cell.shards()[shard]
+    federation = cell.federation(replicas)
+    saved = folder / f"train-{shard}.checkpoint.safetensors"
+    model: Tree | None = None
+    history: list[list[float]] = []
+    if saved.exists():
+        tensors, facts = load_tensors(saved)
+        history = facts["accuracy"]
+        model = {name: value.to(cell.device) for name, value in tensors.items()}
+
+    def after_round(round: int, model: Tree) -> None:
+        found = logits(cell.model, model, cell.test.images).argmax(-1)
+        history.append((found == cell.test.labels.cpu()).double().mean(1).tolist())
+        save_tensors(saved, model, {"accuracy": history})
+        write_text(folder / f"train-{shard}.round", str(round + 1))
+        if cell.config["save_rounds"] and 0 in replicas:
+            first = {name: value[0] for name, value in model.items()}
+            save_tensors(folder / "models" / f"global_model_round{round + 1}.safetensors", first)
+
+    recorder = Recorder(ReleasedModel)
+    run(federation, recorder, model=model, first_round=len(history), after_round=after_round)
+    released = recorder.observation().model
+    outputs = logits(cell.model, {name: v.to(cell.device) for name, v in released.items()}, cell.pool.images)
+    save_tensors(
+        done,
+        {f"model.{name}": value for name, value in released.items()} | {"outputs": outputs},
+        {"accuracy": history},
+    )
+    saved.unlink(missing_ok=True)
+
+
+def victims(cell: Cell) -> torch.Tensor:
+    """The rows of the probe's victims: ordinary examples (of the client in question), drawn by the seed."""
+    eligible = torch.nonzero(~cell.canary & cell.candidates).flatten()
+    order = torch.randperm(len(eligible), generator=generator(cell.config["seed"], "victims"))
+    return eligible[order][: cell.config["attack"]["victims"]]
+
+
+def probe_parts(cell: Cell) -> int:
+    return -(-len(victims(cell)) // PROBE_BATCH)
+
+
+def probe(config: dict[str, Any], folder: Path, part: int) -> None:
+    """The probe round: each victim is a client with one example that takes one local step on the initial model.
+
+    It is a federation like any other, under the cell's own defence, seen by the server; a victim stands in a replica
+    of its own. Writes `probe-<part>.safetensors`: the observed update, the truth and what was recovered.
+    """
+    done = folder / f"probe-{part}.safetensors"
+    if done.exists():
+        return
+    _one_thread()
+    cell = build(config).calibrated()
+    chosen = victims(cell)
+    numbers = range(part * PROBE_BATCH, min((part + 1) * PROBE_BATCH, len(chosen)))
+    rows = chosen[list(numbers)]
+    members = torch.zeros(len(rows), len(cell.pool), dtype=torch.bool)
+    members[torch.arange(len(rows)), rows] = True
+    federation = Federation(
+        model=cell.model,
+        data=cell.pool,
+        owners=torch.zeros(len(cell.pool), dtype=torch.long),
+        members=members,
+        sizes=torch.ones(1, dtype=torch.long),
+        algorithm=replace(cell.algorithm, sampler=Poisson(local_epochs=1, batch_size=1)),
+        defense=cell.defense,
+        rounds=1,
+        run=cell.config["seed"],
+        replica_ids=numbers,
+        backend=cell.config["backend"],
+    )
+    recorder = Recorder(Server)
+    run(federation, recorder)
+    observation = recorder.observation()
+    attack = cell.reconstruction
+    require_view(attack.name, observation, attack.needs)
+    knowledge = ReconstructionKnowledge(
+        model=cell.model, shape=cell.pool.shape, classes=len(cell.pool.classes)
+    )
+    found = attack.run(
+        observation,
+        knowledge,
+        run=cell.config["seed"],
+        victims=numbers,
+        device=cell.device,
+        backend=cell.config["backend"],
+    )
+    assert isinstance(observation, Server)
+    save_tensors(
+        done,
+        {f"update.{name}": value[:, 0] for name, value in observation.updates[0].items()}
+        | {
+            "recovered": found.images,
+            "objective": found.objective,
+            "chosen": found.chosen,
+            "labels": found.labels,
+            "true_images": cell.pool.images[rows],
+            "true_labels": cell.pool.labels[rows],
+        },
+    )
+
+
+def score(config: dict[str, Any], folder: Path, attack: str, targets: tuple[int, int]) -> None:
+    """Run one membership attack on the targets [from, to), each with all the other replicas as its shadows.
+
+    Writes `score-<attack>-<from>.safetensors`: `scores` [targets, examples].
+    """
+    done = folder / f"score-{attack}-{targets[0]}.safetensors"
+    if done.exists():
+        return
+    _one_thread()
+    cell = build(config)
+    outputs = released_outputs(folder, cell)
+    others = np.arange(cell.replicas)
+    rows = [score_one(cell, attack, outputs, target, others[others != target]) for target in range(*targets)]
+    write_bytes(done, save({"scores": np.stack(rows)}))
+
+
+def score_one(
+    cell: Cell, attack: str, outputs: np.ndarray[Any, Any], target: int, shadows: Any
+) -> np.ndarray[Any, Any]:
+    """One target's scores [examples]. The attacker gets the target's outputs, and its own shadows' membership."""
+    members = cell.members.numpy()
+    knowledge = MembershipKnowledge(
+        labels=cell.pool.labels.cpu().numpy(),
+        shadows=Shadows(outputs=outputs[shadows], members=members[shadows]),
+    )
+    scores: np.ndarray[Any, Any] = cell.membership_attacks[attack].run(outputs[target], knowledge)
+    return scores
+
+
+def released_outputs(folder: Path, cell: Cell) -> np.ndarray[Any, Any]:
+    """Logits of every replica's released model [replicas, examples, classes], float64."""
+    parts = [
+        load_file(folder / f"train-{shard}.safetensors")["outputs"] for shard in range(len(cell.shards()))
+    ]
+    return np.concatenate(parts).astype(np.float64)
+
+
+def measure(config: dict[str, Any], folder: Path, attack: str) -> None:
+    """Turn one attack's scores into rows with intervals. Writes `measure-<attack>.json`."""
+    done = folder / f"measure-{attack}.json"
+    if done.exists():
+        return
+    _one_thread()
+    from experiments.scoring import membership_rows
+
+    write_json(done, membership_rows(build(config), folder, attack))
+
+
+def account(config: dict[str, Any], folder: Path) -> None:
+    """What the defence guarantees, cross-checked by a second accountant, and the ceiling that follows.
+
+    Writes `account.json`.
+    """
+    done = folder / "account.json"
+    if done.exists():
+        return
+    cell = build(config).calibrated()
+    events = cell.federation(range(1)).events()
+    noise = getattr(cell.defense, "noise_multiplier", None)
+    promised = {}
+    for view in (ReleasedModel.view, Server.view):
+        for unit in ("example", "client"):
+            statement = cell.defense.guarantee(view, unit, events)
+            promised[f"{view}/{unit}"] = {
+                "words": statement.in_words(),
+                "epsilon": statement.epsilon if math.isfinite(statement.epsilon) else None,
+            }
+    found: dict[str, Any] = {"guarantees": promised, "noise_multiplier": noise}
+    if noise is not None:
+        worst = max(dict.fromkeys(events), key=lambda event: epsilon_pld(noise, [event], cell.defense.delta))
+        found["trade_off"] = trade_off_pld(noise, [worst]).as_dict()
+        found["epsilon_opacus_rdp"] = epsilon_rdp(noise, [worst], cell.defense.delta)
+    write_json(done, found)
+
+
+def _one_thread() -> None:
+    """One thread a process: two processes beat two threads here, and sums keep their order whatever the machine."""
+    torch.set_num_threads(1)
