@@ -26,7 +26,7 @@ from fl_core.partition import draw_members, plant_canaries, split
 from fl_core.sampling import Poisson
 from experiments import store
 
-FREE = ("name", "title", "workers", "debug")
+FREE = ("name", "title", "client_names", "workers", "debug")
 """Fields that change no result, and so no hash."""
 
 

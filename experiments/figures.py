@@ -16,6 +16,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import NullLocator
 
 from attacks.metrics import psnr
 from defenses.bounds import TradeOff
@@ -172,8 +173,9 @@ def leakage_vs_epsilon(cells: Sequence[CellResult], title: str) -> Figure:
         utility.set_ylim(0, 1.02)
         for one in axes[1]:
             one.set_xlabel("ε (∞: no defence)")
+        picture.set_ylim(0, None)
         for one in (picture, labels, audit):
-            one.legend(loc="best")
+            one.legend(loc="upper left")
         handles, words = auc.get_legend_handles_labels()
         figure.legend(handles, words, loc="outside lower center", ncols=3)
         figure.suptitle(title)
@@ -210,12 +212,14 @@ def _audit_panel(axes: Axes, cells: Sequence[CellResult]) -> None:
             [audit["epsilon"] for _, audit in audits],
             color=BLUE,
             marker="o",
+            markersize=4,
             linestyle="none",
             label="shown, 95%",
         )
     axes.set_yscale("symlog", linthresh=0.5)
-    axes.set_yticks([0, 0.5, 2, 8, 32, 128], ["0", "0.5", "2", "8", "32", "128"])
-    axes.set_ylim(-0.05, None)
+    axes.set_yticks([0, 0.5, 2, 8, 32, 128, 512], ["0", "0.5", "2", "8", "32", "128", "512"])
+    axes.yaxis.set_minor_locator(NullLocator())
+    axes.set_ylim(-0.05, 20 * max([10.0, *(value for _, value in finite)]))
 
 
 def roc(cells: Sequence[CellResult], title: str) -> Figure:
@@ -228,12 +232,13 @@ def roc(cells: Sequence[CellResult], title: str) -> Figure:
         figure, axes = plt.subplots(
             1, len(groups), figsize=(3.6 * len(groups), 3.3), layout="constrained", squeeze=False, sharey=True
         )
+        lowest = min(cell.roc[attack][group]["fpr"][0] for cell in cells for group in groups)
         for one, group in zip(axes.flat, groups, strict=True):
             least = min(cell.roc[attack][group]["fpr"][0] for cell in cells)
             one.plot([least, 1], [least, 1], color="0.6", linewidth=0.8, linestyle=":")
             for number, (cell, color) in enumerate(zip(cells, colors, strict=True)):
                 curve = {name: np.array(values) for name, values in cell.roc[attack][group].items()}
-                floor = least / 2
+                floor = lowest / 2  # a rate of 0 leaves the picture at the bottom
                 one.fill_between(
                     curve["fpr"],
                     np.maximum(curve["low"], floor),
@@ -252,7 +257,7 @@ def roc(cells: Sequence[CellResult], title: str) -> Figure:
                     label=f"ε = {cell.label()}",
                 )
             one.set(
-                xscale="log", yscale="log", xlim=(least, 1), ylim=(least, 1), xlabel="false-positive rate"
+                xscale="log", yscale="log", xlim=(least, 1), ylim=(lowest, 1), xlabel="false-positive rate"
             )
             one.set_title(f"{attack}, {words[group]}", loc="left")
         axes[0, 0].set_ylabel("true-positive rate")

@@ -28,7 +28,8 @@ def write(folders: Sequence[Path], name: str, title: str, command: str) -> Path:
     out = RESULTS / name
     written = _figures(cells, out, title)
     about = cells[0].manifest["config"]["about"]
-    whom = "anybody" if about is None else ("Alice" if name == "alice_and_bob" else f"client {about}")
+    names = cells[0].manifest["config"]["client_names"]
+    whom = "" if about is None else f"{names[about] if names else f'client {about}'}'s "
     for file, text in (
         ("table.csv", tables.as_csv(cells)),
         ("table.md", tables.as_markdown(cells, title, whom)),
@@ -40,13 +41,13 @@ def write(folders: Sequence[Path], name: str, title: str, command: str) -> Path:
         write_bytes(out / model.name, model.read_bytes())
         written.append(model.name)
     write_json(out / "manifest.json", _manifest(cells, name, title, command))
-    for line in [*alarms(cells), *tables.in_words(cells, whom)]:
-        print(line)
-    print(
-        f"Open {out / written[0]}, {out / 'table.md'} and {out / 'reconstructions.png'}"
-        if "reconstructions.png" in written
-        else f"Open {out / written[0]} and {out / 'table.md'}"
-    )
+    print("\n".join([tables.on_terminal(cells), *alarms(cells)]))
+    shown = [
+        file
+        for file in ("leakage_vs_epsilon.png", "roc.png", "reconstructions.png", "table.md")
+        if file in written
+    ]
+    print("Open:", *(f"  {out / file}" for file in shown), sep="\n")
     return out
 
 

@@ -110,33 +110,37 @@ def every_attack(cells: Sequence[CellResult]) -> Table:
 
 
 def in_words(cells: Sequence[CellResult], whom: str) -> list[str]:
-    """What was learned in each cell, a sentence or two each, for a reader without the field's terms."""
+    """What was learned in each cell, for a reader without the field's terms; `whom` is "" or "Alice's "."""
     sentences = []
     attack = headline_attack(cells)
     for cell in cells:
-        parts = [f"ε = {cell.label()}:"]
-        for group, word in (
-            ("canary", f"{whom}'s mislabelled pictures"),
-            ("ordinary", f"{whom}'s ordinary pictures"),
-        ):
+        told = []
+        for group, kind in (("canary", "mislabelled pictures"), ("ordinary", "ordinary pictures")):
             row = cell.row("membership", "auc", attack, group)
-            if row is not None and row.value is not None and row.low is not None:
-                verdict = "does tell" if row.low > 0.5 else "cannot be shown to tell"
-                parts.append(
-                    f"the released model {verdict} which of {word} were trained on (AUC {interval(row)});"
-                )
-        rebuilt, blind = (
-            cell.row("reconstruction", "psnr"),
-            cell.row("reconstruction", "psnr", "blind (mean image)"),
-        )
+            if row is not None and row.low is not None:
+                verb = "tells" if row.low > 0.5 else "cannot be shown to tell"
+                told.append(f"{verb} which of {whom}{kind} were trained on (AUC {interval(row)})")
+        parts = [f"The released model {' and '.join(told)}."] if told else []
+        rebuilt = cell.row("reconstruction", "psnr")
+        blind = cell.row("reconstruction", "psnr", "blind (nearest public image)")
         if rebuilt is not None and blind is not None and rebuilt.low is not None and blind.high is not None:
             better = "shows" if rebuilt.low > blind.high else "does not show"
             parts.append(
-                f"a single-step update {better} the picture better than a blind guess "
+                f"An update after one step {better} a picture better than the nearest public one does "
                 f"({interval(rebuilt, 1)} dB against {interval(blind, 1)} dB)."
             )
-        sentences.append(" ".join(parts))
+        sentences.append(f"ε = {cell.label()}. {' '.join(parts)}")
     return sentences
+
+
+def on_terminal(cells: Sequence[CellResult]) -> str:
+    """The summary as aligned columns, without intervals."""
+    heads, lines = summary(cells)
+    rows = [heads, *([entry.split(" [")[0] for entry in line] for line in lines)]
+    widths = [max(len(row[column]) for row in rows) for column in range(len(heads))]
+    return "\n".join(
+        "  ".join(entry.rjust(width) for entry, width in zip(row, widths, strict=True)) for row in rows
+    )
 
 
 def as_csv(cells: Sequence[CellResult]) -> str:

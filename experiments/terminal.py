@@ -7,15 +7,15 @@ from __future__ import annotations
 
 import difflib
 import os
-import re
 import shlex
 import sys
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from hydra import compose
+from hydra import compose, initialize_config_module
 from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
@@ -28,11 +28,8 @@ os.environ["HYDRA_FULL_ERROR"] = "1"
 
 def command() -> str:
     """The command line as the user would type it again."""
-    module = "experiments.run"
-    main = sys.modules["__main__"]
-    if getattr(main, "__spec__", None) is not None:
-        module = main.__spec__.name
-    return shlex.join(["python", "-m", module, *sys.argv[1:]])
+    spec = getattr(sys.modules["__main__"], "__spec__", None)
+    return shlex.join(["python", "-m", spec.name if spec else "experiments.run", *sys.argv[1:]])
 
 
 @contextmanager
@@ -52,7 +49,6 @@ def _leave(line: str, code: int, debug: bool) -> None:
     if debug:
         traceback.print_exc()
     print(f"mirage: {' '.join(line.split())}", file=sys.stderr)
-    # Leave without waiting for worker processes that are still busy with a cell nobody wants now.
     sys.exit(code)
 
 
@@ -60,39 +56,61 @@ def _explain(error: Exception) -> str:
     if isinstance(error, InputError):
         return str(error)
     if isinstance(error, MissingMandatoryValue):
-        name = re.search(r"Missing mandatory value: (\S+)", str(error))
-        return f"{name.group(1) if name else 'a field'} has no value; give it on the command line, as in {name.group(1) if name else 'field'}=..."
-    text = str(error)
-    unknown = re.search(r"Could not override '([^']+)'", text)
-    if unknown:
-        return _unknown_field(unknown.group(1), text)
-    group = re.search(r"Could not find '([^']+)'", text)
-    if group:
-        options = re.findall(r"^\t(\S+)$", text, flags=re.MULTILINE)
-        return (
-            f"there is no {group.group(1)}; allowed: {', '.join(options)}"
-            if options
-            else f"there is no {group.group(1)}"
-        )
-    return text
+        name = error.full_key or "a field"
+        return f"{name} has no value; give it on the command line, as in {name}=..."
+    overrides = sys.argv[1:]
+    try:
+        return _first_bad_override(overrides) or str(error)
+    except (HydraException, OmegaConfBaseException):
+        return str(error)
 
 
-def _unknown_field(name: str, text: str) -> str:
-    """An unknown field of the configuration, with what stands at that place instead."""
-    parent, _, leaf = name.rpartition(".")
-    allowed: list[str] = []
-    if GlobalHydra.instance().is_initialized():
-        groups = [one for one in sys.argv[1:] if re.fullmatch(r"\w+=\w+", one) and one.split("=")[0] != leaf]
+def _first_bad_override(overrides: list[str]) -> str:
+    """Add the overrides one at a time, groups first, and explain the first that the configuration does not take.
+
+    Hydra reports a bad field inside a sweep as an ambiguous value, and a bad group as a page of text.
+    """
+    if not GlobalHydra.instance().is_initialized():
+        initialize_config_module("conf", version_base="1.3")
+    parser = OverridesParser.create()
+    ordered = sorted(overrides, key=lambda one: "." in one.split("=")[0])
+    taken: list[str] = []
+    for one in ordered:
+        if "=" not in one:
+            return f"{one!r} is not of the form field=value"
+        name, value = one.split("=", 1)
         try:
-            here = (
-                OmegaConf.select(compose("config", overrides=groups), parent) if parent else compose("config")
-            )
-        except (HydraException, OmegaConfBaseException):
-            here = None
-        if isinstance(here, DictConfig):
-            allowed = sorted(str(key) for key in here if key != "_target_")
-    if not allowed:
-        return f"{name} cannot be set: {text}"
-    near = difflib.get_close_matches(leaf, allowed, n=1)
-    hint = f"; did you mean {near[0]}?" if near else ""
-    return f"there is no option {name}; {parent or 'the configuration'} has {', '.join(allowed)}{hint}"
+            parsed = parser.parse_override(one)
+        except HydraException:
+            return f"the value of {name} cannot be read: {value!r}; quote it if it holds special characters"
+        first = next(iter(parsed.sweep_string_iterator())) if parsed.is_sweep_override() else value
+        try:
+            here = compose("config", overrides=taken)
+            compose("config", overrides=[*taken, f"{name}={first}"])
+        except (HydraException, OmegaConfBaseException) as error:
+            return _unknown(name, first, here, str(error))
+        taken.append(f"{name}={first}")
+    return ""
+
+
+def _unknown(name: str, value: str, here: DictConfig, text: str) -> str:
+    """What stands at the place of a field or a group's option that is not there."""
+    if "Could not override" not in text:
+        options = GlobalHydra.instance().config_loader().get_group_options(name)
+        if options:
+            return _choose(f"{name} has no option {value!r}", value, options)
+        return text
+    parent, _, leaf = name.rpartition(".")
+    place = OmegaConf.select(here, parent) if parent else here
+    if not isinstance(place, DictConfig):
+        return f"there is no option {name}: {parent} has no fields"
+    fields = sorted(str(key) for key in place if key != "_target_")
+    if not fields:
+        others = GlobalHydra.instance().config_loader().get_group_options(parent)
+        return f"there is no option {name}: this {parent} takes none; choose {parent}= one of {', '.join(others)}"
+    return _choose(f"there is no option {name}", leaf, fields)
+
+
+def _choose(problem: str, given: str, allowed: list[str]) -> str:
+    near = difflib.get_close_matches(given, allowed, n=1)
+    return f"{problem}; allowed: {', '.join(allowed)}" + (f"; did you mean {near[0]}?" if near else "")

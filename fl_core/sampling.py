@@ -49,8 +49,8 @@ class Shuffled:
     batch_size: int
 
     def __post_init__(self) -> None:
-        check_number("algorithm.sampler.local_epochs", self.local_epochs, minimum=1, integer=True)
-        check_number("algorithm.sampler.batch_size", self.batch_size, minimum=1, integer=True)
+        check_number("sampler.local_epochs", self.local_epochs, minimum=1, integer=True)
+        check_number("sampler.batch_size", self.batch_size, minimum=1, integer=True)
 
     def draw(self, examples: Tensor, size: int, generator: torch.Generator) -> list[Tensor]:
         """Batches of entries of `examples` [n]; none at all for a client without examples."""
@@ -79,8 +79,8 @@ class Poisson:
     batch_size: int
 
     def __post_init__(self) -> None:
-        check_number("algorithm.sampler.local_epochs", self.local_epochs, minimum=1, integer=True)
-        check_number("algorithm.sampler.batch_size", self.batch_size, minimum=1, integer=True)
+        check_number("sampler.local_epochs", self.local_epochs, minimum=1, integer=True)
+        check_number("sampler.batch_size", self.batch_size, minimum=1, integer=True)
 
     def draw(self, examples: Tensor, size: int, generator: torch.Generator) -> list[Tensor]:
         """Batches of entries of `examples` [n], some of them perhaps empty."""

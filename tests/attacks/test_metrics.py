@@ -136,10 +136,12 @@ def test_bootstrap_equals_pooling_the_drawn_replicas_one_resample_at_a_time(tied
     weights = np.random.default_rng(7).multinomial(6, np.full(6, 1 / 6), size=60)
     pools = [naive_pool(scores, members, mask, np.repeat(np.arange(6), w), 0.1) for w in weights]
     for k, interval in enumerate((result.auc, result.tpr)):
-        low, high = np.quantile([p[k] for p in pools], [0.025, 0.975])
+        # Student's t with 5 degrees of freedom leaves 2.571 each side; √(6/5) for the plug-in spread.
+        reach = 2.5706 * np.sqrt(6 / 5)
+        low, high = np.quantile([p[k] for p in pools], [ndtr(-reach), ndtr(reach)])
         value = naive_pool(scores, members, mask, range(6), 0.1)[k]
         np.testing.assert_allclose(
-            [interval.value, interval.low, interval.high], [value, low, high], atol=1e-12
+            [interval.value, interval.low, interval.high], [value, low, high], atol=1e-4
         )
     assert result.members == int(members[mask].sum())
     assert result.members + result.non_members == int(mask.sum())
@@ -170,8 +172,8 @@ def test_an_interval_over_one_replica_is_refused():
 def test_bootstrap_covers_the_truth_when_replicas_differ_where_an_interval_over_examples_does_not():
     # Each replica has its own strength a ~ N(1, .5²); its scores are N(±a/2, 1). Over pairs of different
     # replicas the AUC is Φ(1/√(2 + .125)), within one it is Φ(1/√(2 + .25)), and one pair in 24 is within.
-    # A percentile interval over 24 replicas covers about 91%; at least 86% of 300 is demanded, which a true
-    # 91% fails once in 700.
+    # The widened percentile interval over 24 replicas covers about 94%; at least 90% of 300 is demanded, which a
+    # true 94% fails once in 300 seeds.
     rng = np.random.default_rng(5)
     trials, replicas, examples = 300, 24, 100
     within, between = ndtr(1 / np.sqrt(2.25)), ndtr(1 / np.sqrt(2.125))
@@ -185,7 +187,7 @@ def test_bootstrap_covers_the_truth_when_replicas_differ_where_an_interval_over_
         over_replicas += interval.low <= truth <= interval.high
         # Hanley and McNeil's standard error, for scores taken as independent; .0098 at this AUC and size.
         over_examples += abs(interval.value - truth) <= 1.96 * 0.0098
-    assert over_replicas / trials >= 0.86
+    assert over_replicas / trials >= 0.90
     assert over_examples / trials <= 0.75
 
 

@@ -1,0 +1,114 @@
+"""Models take pixels in [0, 1] and share nothing between examples."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+from torch.func import functional_call
+
+from fl_core.errors import InputError
+from fl_core.models import CNN, ClassificationLosses, initial_parameters, logits, parameters_of
+
+EVERY = [(norm, halve) for norm in ("none", "group") for halve in ("pool", "stride")]
+
+
+@pytest.mark.parametrize(("norm", "halve"), EVERY)
+@pytest.mark.parametrize("shape", [(1, 8, 8), (3, 32, 32), (1, 28, 28), (3, 5, 7), (1, 4, 4)])
+def test_the_cnn_takes_any_picture_from_four_pixels_on(norm: str, halve: str, shape: tuple[int, int, int]):
+    assert CNN(shape, 7, width=4, norm=norm, halve=halve)(torch.rand(2, *shape)).shape == (2, 7)
+
+
+@pytest.mark.parametrize("norm", ["none", "group"])
+def test_pixels_are_normalised_inside_to_minus_one_and_one(norm: str):
+    model = CNN((1, 4, 4), 2, width=4, norm=norm)
+    seen: list[torch.Tensor] = []
+    model.conv1.register_forward_hook(lambda _, given, __: seen.append(given[0]))
+    model(torch.tensor([0.0, 0.5, 1.0]).view(3, 1, 1, 1).expand(3, 1, 4, 4))
+    assert seen[0][:, 0, 0, 0].tolist() == [-1.0, 0.0, 1.0]
+
+
+def test_group_norm_has_four_channels_a_group_and_none_has_no_norm():
+    model = CNN((1, 8, 8), 2, width=12, norm="group")
+    assert isinstance(model.norm1, nn.GroupNorm)
+    assert isinstance(model.norm2, nn.GroupNorm)
+    assert model.norm1.num_channels / model.norm1.num_groups == 4
+    assert model.norm2.num_channels / model.norm2.num_groups == 4
+    assert not any(name.startswith("norm") for name in parameters_of(CNN((1, 8, 8), 2)))
+
+
+@pytest.mark.parametrize(("norm", "halve"), EVERY)
+def test_an_example_s_output_does_not_depend_on_its_batch(norm: str, halve: str):
+    model = CNN((1, 8, 8), 3, width=4, norm=norm, halve=halve).double()
+    images = torch.rand(5, 1, 8, 8, dtype=torch.float64)
+    torch.testing.assert_close(model(images)[2:3], model(images[2:3]), rtol=0, atol=1e-12)
+
+
+def test_batch_norm_is_refused():
+    model = nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2), nn.Flatten(), nn.Linear(8, 2))
+    for refuse in (lambda: parameters_of(model), lambda: initial_parameters(model, 0)):
+        with pytest.raises(InputError, match=r"BatchNorm.*use GroupNorm"):
+            refuse()
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"width": 3}, r"model\.width is 3"),
+        ({"width": 6, "norm": "group"}, r"GroupNorm needs a multiple of 4"),
+        ({"norm": "batch"}, r"model\.norm is 'batch'; allowed: group, none"),
+        ({"halve": "average"}, r"model\.halve is 'average'"),
+        ({"shape": (1, 3, 8)}, r"images are 3x8; the CNN needs at least 4x4 pixels"),
+    ],
+)
+def test_a_model_that_cannot_be_built_is_refused(wrong, message):
+    with pytest.raises(InputError, match=message):
+        CNN(**({"shape": (1, 8, 8), "classes": 2} | wrong))
+
+
+def test_initial_parameters_are_a_function_of_the_seed_alone():
+    model = CNN((1, 8, 8), 3, width=4, norm="group")
+    first = initial_parameters(model, 7)
+    before = torch.get_rng_state()
+    with torch.no_grad():
+        for value in model.parameters():
+            value.add_(1)
+    again = initial_parameters(CNN((1, 8, 8), 3, width=4, norm="group"), 7)
+    moved = initial_parameters(model, 7)
+    other = initial_parameters(model, 8)
+    assert list(first) == [name for name, _ in model.named_parameters()]
+    for name, value in first.items():
+        assert torch.equal(value, again[name])
+        assert torch.equal(value, moved[name])
+    assert not torch.equal(first["conv1.weight"], other["conv1.weight"])
+    torch.set_rng_state(before)
+    initial_parameters(model, 9)
+    assert torch.equal(torch.get_rng_state(), before), "torch's global generator is left alone"
+
+
+def test_initial_parameters_are_copies():
+    model = CNN((1, 8, 8), 3, width=4)
+    first = initial_parameters(model, 7)
+    kept = first["conv1.weight"].clone()
+    initial_parameters(model, 8)
+    assert torch.equal(first["conv1.weight"], kept)
+
+
+def test_losses_are_cross_entropy_in_nats():
+    model = CNN((1, 8, 8), 3, width=4)
+    parameters = {name: torch.zeros_like(value) for name, value in parameters_of(model).items()}
+    losses = ClassificationLosses(model)(parameters, torch.rand(4, 1, 8, 8), torch.tensor([0, 1, 2, 0]))
+    torch.testing.assert_close(losses, torch.full((4,), 3.0).log())
+
+
+def test_logits_are_each_lane_s_own_and_do_not_depend_on_the_chunk():
+    model = CNN((1, 8, 8), 3, width=4)
+    each = [initial_parameters(model, seed) for seed in range(2)]
+    stacked = {name: torch.stack([one[name] for one in each]) for name in each[0]}
+    images = torch.rand(10, 1, 8, 8)
+    whole = logits(model, stacked, images)
+    assert whole.shape == (2, 10, 3)
+    assert not whole.requires_grad
+    torch.testing.assert_close(whole, logits(model, stacked, images, chunk=3))
+    for lane in range(2):
+        torch.testing.assert_close(whole[lane], functional_call(model, each[lane], (images,)).detach())
