@@ -34,9 +34,7 @@ class OneRunAudit:
     confidence: float
 
 
-def one_run_epsilon(
-    canaries: int, guesses: int, correct: int, delta: float = 0.0, confidence: float = 0.95
-) -> float:
+def one_run_epsilon(canaries: int, guesses: int, correct: int, delta: float = 0.0, confidence: float = 0.95) -> float:
     """Largest ε that `correct` of `guesses` right guesses on `canaries` canaries reject, or 0.
 
     If a mechanism is (ε, δ)-DP and each canary is included by an independent fair coin, then the chance of

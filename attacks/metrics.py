@@ -169,8 +169,7 @@ class _ReplicaRanks:
         scores, members = np.asarray(scores, dtype=np.float64), np.asarray(members)
         if scores.ndim != 2 or members.shape != scores.shape:
             raise InputError(
-                f"scores {scores.shape} and members {members.shape} do not fit; "
-                "give both as [replicas, examples]"
+                f"scores {scores.shape} and members {members.shape} do not fit; give both as [replicas, examples]"
             )
         if len(scores) < 2:
             raise InputError("an interval over replicas needs at least 2 replicas, has 1; run more replicas")
@@ -257,13 +256,10 @@ def _check_scores(scores: Floats, members: Bools) -> None:
         )
     if np.isnan(scores).any():
         raise InputError(
-            f"{int(np.isnan(scores).sum())} of {scores.size} scores are NaN; "
-            "an attack must score every example"
+            f"{int(np.isnan(scores).sum())} of {scores.size} scores are NaN; an attack must score every example"
         )
     if not members.any() or members.all():
-        raise InputError(
-            f"a ROC needs members and non-members; {int(members.sum())} of {members.size} are members"
-        )
+        raise InputError(f"a ROC needs members and non-members; {int(members.sum())} of {members.size} are members")
 
 
 def _ranks(scores: Floats) -> NDArray[np.int64]:
@@ -275,9 +271,7 @@ def _ranks(scores: Floats) -> NDArray[np.int64]:
 def _require_support(fpr: float, non_members: int) -> None:
     if not supports(fpr, non_members):
         needed = int(np.ceil(1 / fpr - COUNT_SLACK))
-        raise InputError(
-            f"TPR at FPR {fpr:g} needs ≥ {needed} non-members, has {non_members}; ask for a larger FPR"
-        )
+        raise InputError(f"TPR at FPR {fpr:g} needs ≥ {needed} non-members, has {non_members}; ask for a larger FPR")
 
 
 # Intervals over independent values and counts
@@ -329,9 +323,7 @@ def psnr(recovered: Pictures, truth: Pictures) -> Array:
     """
     first, second = _check_pictures(recovered, truth)
     if first.shape != second.shape:
-        raise InputError(
-            f"recovered images {first.shape} and true ones {second.shape} differ; match them first"
-        )
+        raise InputError(f"recovered images {first.shape} and true ones {second.shape} differ; match them first")
     error = ((first - second) ** 2).mean(axis=1)
     with np.errstate(divide="ignore"):
         decibels: Array = -10 * np.log10(error)
@@ -366,9 +358,7 @@ def _check_pictures(recovered: Pictures, truth: Pictures) -> tuple[Array, Array]
         on_host = images.detach().cpu().numpy() if isinstance(images, torch.Tensor) else images
         array = np.asarray(on_host, dtype=np.float64)
         if array.ndim < 2 or array.size == 0:
-            raise InputError(
-                f"{name} images have shape {array.shape}; give [images, ...] with at least one image"
-            )
+            raise InputError(f"{name} images have shape {array.shape}; give [images, ...] with at least one image")
         if not np.isfinite(array).all():
             raise InputError(f"{name} images have pixels that are not finite; count that recovery as failed")
         flat.append(array.reshape(len(array), -1))

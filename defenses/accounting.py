@@ -151,9 +151,7 @@ def _epsilon(noise_multiplier: float, steps: Steps, delta: float) -> float:
     return float(distribution.get_epsilon_for_delta(delta))
 
 
-def _epsilon_opacus(
-    accountant: Any, noise_multiplier: float, events: Sequence[SamplingEvent], delta: float
-) -> float:
+def _epsilon_opacus(accountant: Any, noise_multiplier: float, events: Sequence[SamplingEvent], delta: float) -> float:
     steps = _composable(events)
     _check(noise_multiplier, delta)
     if not steps:
@@ -188,8 +186,7 @@ def _spread(noise_multiplier: float, steps: Steps) -> float:
     """
     inverse = noise_multiplier**-2
     divergence = sum(
-        count * min(rate * inverse / 2, math.log1p(rate**2 * math.expm1(min(inverse, 700.0))))
-        for rate, count in steps
+        count * min(rate * inverse / 2, math.log1p(rate**2 * math.expm1(min(inverse, 700.0)))) for rate, count in steps
     )
     return math.sqrt(2 * divergence)
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import torch
 
-from defenses.accounting import NoGuarantee, PrivacyStatement
+from defenses.accounting import NoGuarantee, PrivacyStatement, Unit
 from fl_core.lanes import ExampleRule
 from fl_core.optimizers import Tree
 from fl_core.sampling import SamplingEvent
@@ -43,9 +43,7 @@ class Defense:
         del generators
         return total
 
-    def guarantee(
-        self, view: str, unit: str, events: Sequence[SamplingEvent]
-    ) -> PrivacyStatement | NoGuarantee:
+    def guarantee(self, view: str, unit: Unit, events: Sequence[SamplingEvent]) -> PrivacyStatement | NoGuarantee:
         """What is promised to `unit` ("example" or "client") against `view`; `events` holds one event a client."""
         del events
         return NoGuarantee(reason="the updates are sent as they are", unit=unit, view=view)

@@ -187,9 +187,7 @@ class TradeOff:
         """The trade-off that `as_dict` wrote; raises InputError if a list is missing or is no guarantee."""
         missing = sorted({"epsilons", "deltas"} - set(stored))
         if missing:
-            raise InputError(
-                f"a stored trade-off lacks {' and '.join(missing)}; it must have epsilons and deltas"
-            )
+            raise InputError(f"a stored trade-off lacks {' and '.join(missing)}; it must have epsilons and deltas")
         return cls(epsilons=tuple(stored["epsilons"]), deltas=tuple(stored["deltas"]))
 
     @functools.cached_property

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -10,7 +12,9 @@ from fl_core.optimizers import Tree
 
 def norms(tree: Tree, lead: int) -> Tensor:
     """Euclidean norms over all leaves together, keeping the first `lead` axes."""
-    squares = [value.flatten(lead).square().sum(-1) for value in tree.values()]
+    # A reshape, since a parameter may be a single number, without an axis of its own to flatten.
+    rows = [value.reshape(*value.shape[:lead], math.prod(value.shape[lead:])) for value in tree.values()]
+    squares = [row.square().sum(-1) for row in rows]
     return torch.stack(squares).sum(0).sqrt()
 
 

@@ -9,10 +9,10 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from defenses.accounting import NoGuarantee, PrivacyStatement, calibrate, epsilon_pld
+from defenses.accounting import EPSILON_RANGE, NoGuarantee, PrivacyStatement, Unit, calibrate_worst, epsilon_pld
 from defenses.base import Defense
 from defenses.clipping import clip_factors, norms
-from fl_core.errors import check_number
+from fl_core.errors import InputError, check_number
 from fl_core.optimizers import Tree
 from fl_core.sampling import SamplingEvent
 
@@ -40,7 +40,13 @@ class DPSGD(Defense):
     public_sizes = True
 
     def __post_init__(self) -> None:
-        check_number("defense.epsilon", self.epsilon, above=0, infinite=True)
+        if self.noise_multiplier is None and self.epsilon != math.inf:
+            check_number("defense.epsilon", self.epsilon, above=0, infinite=True)
+            low, high = EPSILON_RANGE
+            if not low <= self.epsilon <= high:
+                raise InputError(
+                    f"defense.epsilon is {self.epsilon:g}; noise is calibrated from {low} to {high:g}, or inf"
+                )
         check_number("defense.delta", self.delta, above=0, below=1)
         check_number("defense.clip_norm", self.clip_norm, above=0)
         if self.noise_multiplier is not None:
@@ -51,7 +57,7 @@ class DPSGD(Defense):
             return self
         if math.isinf(self.epsilon):
             return Defense()
-        sigma = max(calibrate(self.epsilon, self.delta, [event]) for event in dict.fromkeys(events))
+        sigma = calibrate_worst(self.epsilon, self.delta, [[event] for event in dict.fromkeys(events)])
         return replace(self, noise_multiplier=sigma)
 
     def example_rule(self, expected_batch: float) -> ClipAndNoise:
@@ -59,9 +65,7 @@ class DPSGD(Defense):
             raise RuntimeError("prepare() has not calibrated the noise yet")
         return ClipAndNoise(self.clip_norm, self.noise_multiplier, expected_batch)
 
-    def guarantee(
-        self, view: str, unit: str, events: Sequence[SamplingEvent]
-    ) -> PrivacyStatement | NoGuarantee:
+    def guarantee(self, view: str, unit: Unit, events: Sequence[SamplingEvent]) -> PrivacyStatement | NoGuarantee:
         if unit != "example":
             return NoGuarantee(
                 reason="the noise hides one example, not everything that a client holds", unit=unit, view=view
@@ -70,9 +74,7 @@ class DPSGD(Defense):
             raise RuntimeError("prepare() has not calibrated the noise yet")
         worst = max(dict.fromkeys(events), key=lambda event: (event.steps * event.rate**2, event.rate))
         return PrivacyStatement(
-            epsilon=max(
-                epsilon_pld(self.noise_multiplier, [event], self.delta) for event in dict.fromkeys(events)
-            ),
+            epsilon=max(epsilon_pld(self.noise_multiplier, [event], self.delta) for event in dict.fromkeys(events)),
             delta=self.delta,
             unit=unit,
             relation="add or remove one example",
@@ -108,9 +110,7 @@ class ClipAndNoise:
         flat = first.new_empty(len(generators), sum(shape.numel() for shape in shapes.values()))
         for row, draw in zip(flat, generators, strict=True):
             torch.randn(row.shape, generator=draw, out=row)
-        parts = (flat * (self.noise_multiplier * self.clip_norm)).split(
-            [s.numel() for s in shapes.values()], 1
-        )
+        parts = (flat * (self.noise_multiplier * self.clip_norm)).split([s.numel() for s in shapes.values()], 1)
         return {
             name: part.unflatten(1, shape) if shape else part[:, 0]
             for (name, shape), part in zip(shapes.items(), parts, strict=True)

@@ -17,6 +17,7 @@ from hydra.utils import instantiate
 from torch import Tensor, nn
 
 from defenses.base import Defense
+from experiments import store
 from fl_core.algorithms import FedAvg
 from fl_core.data import ImageSet
 from fl_core.errors import InputError, check_choice, check_number
@@ -24,7 +25,6 @@ from fl_core.federation import Federation, public_sizes
 from fl_core.lanes import BACKENDS
 from fl_core.partition import draw_members, plant_canaries, split
 from fl_core.sampling import Poisson
-from experiments import store
 
 FREE = ("name", "title", "client_names", "workers", "debug")
 """Fields that change no result, and so no hash."""
@@ -112,7 +112,8 @@ def build(config: Mapping[str, Any]) -> Cell:
     delta = getattr(defense, "delta", None)
     if delta is not None and not math.isinf(getattr(defense, "epsilon", 0.0)) and delta >= 1 / len(pool):
         raise InputError(
-            f"defense.delta is {delta:g}; it must be below one over the number of examples, 1/{len(pool)} = {1 / len(pool):.2g}"
+            f"defense.delta is {delta:g}; it must be below one over the number of examples, "
+            f"1/{len(pool)} = {1 / len(pool):.2g}"
         )
     victims = config["attack"]["victims"]
     ordinary = int((~canary).sum())
@@ -155,6 +156,7 @@ def _check(config: dict[str, Any]) -> None:
     check_number("attack.victims", attack["victims"], minimum=0, integer=True)
     check_number("attack.fpr", attack["fpr"], above=0, below=1)
     check_number("attack.resamples", attack["resamples"], minimum=100, integer=True)
+    check_choice("attack.audit_with", attack["audit_with"], attack["membership"])
     check_number("attack.audit_fraction", attack["audit_fraction"], above=0, maximum=1)
 
 
@@ -162,9 +164,7 @@ def resolve_device(name: str) -> torch.device:
     """cpu, cuda, or auto: CUDA where there is one."""
     check_choice("device", name, ("cpu", "cuda", "auto"))
     if name == "cuda" and not torch.cuda.is_available():
-        raise InputError(
-            "device is 'cuda', but torch sees no CUDA device here; use device=cpu or device=auto"
-        )
+        raise InputError("device is 'cuda', but torch sees no CUDA device here; use device=cpu or device=auto")
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     return torch.device(name)

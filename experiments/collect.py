@@ -37,14 +37,12 @@ class CellResult:
         found = self.account["guarantees"]["released_model/example"]["epsilon"]
         return math.inf if found is None else float(found)
 
-    def row(
-        self, question: str, metric: str, attack: str | None = None, group: str | None = None
-    ) -> Row | None:
+    def row(self, question: str, metric: str, attack: str | None = None, group: str | None = None) -> Row | None:
         """The one row that fits, or None."""
         for row in self.rows:
-            if row.question == question and row.metric == metric:
-                if attack in (None, row.attack) and group in (None, row.group):
-                    return row
+            named = attack in (None, row.attack) and group in (None, row.group)
+            if named and row.question == question and row.metric == metric:
+                return row
         return None
 
     def label(self) -> str:
@@ -86,7 +84,7 @@ def alarms(cells: Sequence[CellResult]) -> list[str]:
         bound = (cell.audit or {}).get("epsilon")
         if bound is not None and bound > cell.accounted:
             found.append(
-                f"ALARM at ε = {cell.label()}: the audit shows ε ≥ {bound:.3g}, above the accounted {cell.accounted:.3g}; "
-                "the accounting, the defence or the audit is broken"
+                f"ALARM at ε = {cell.label()}: the audit shows ε ≥ {bound:.3g}, above the accounted "
+                f"{cell.accounted:.3g}; the accounting, the defence or the audit is broken"
             )
     return found

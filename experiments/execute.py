@@ -58,9 +58,7 @@ def _alone(pieces: Path) -> Iterator[None]:
         with filelock.FileLock(pieces / "lock", timeout=0):
             yield
     except filelock.Timeout:
-        raise InputError(
-            f"another process is running this cell ({pieces}); wait for it, or stop it"
-        ) from None
+        raise InputError(f"another process is running this cell ({pieces}); wait for it, or stop it") from None
 
 
 def workers(cell: Cell) -> int:
@@ -127,18 +125,14 @@ def _seal(cell: Cell, pieces: Path, final: Path, seconds: float) -> None:
     sealed = pieces / "sealed"
     shutil.rmtree(sealed, ignore_errors=True)
     trained = [load_tensors(pieces / f"train-{shard}.safetensors") for shard in range(len(cell.shards()))]
-    probed = [
-        load_tensors(pieces / f"probe-{part}.safetensors")[0] for part in range(tasks.probe_parts(cell))
-    ]
+    probed = [load_tensors(pieces / f"probe-{part}.safetensors")[0] for part in range(tasks.probe_parts(cell))]
     # [rounds][replicas]
     accuracy = [
-        [value for _, facts in trained for value in facts["accuracy"][round]]
-        for round in range(cell.config["rounds"])
+        [value for _, facts in trained for value in facts["accuracy"][round]] for round in range(cell.config["rounds"])
     ]
     account = json.loads((pieces / "account.json").read_text())
     measured = {
-        attack: json.loads((pieces / f"measure-{attack}.json").read_text())
-        for attack in cell.membership_attacks
+        attack: json.loads((pieces / f"measure-{attack}.json").read_text()) for attack in cell.membership_attacks
     }
 
     rows = [row for found in measured.values() for row in found["rows"]]
@@ -152,18 +146,14 @@ def _seal(cell: Cell, pieces: Path, final: Path, seconds: float) -> None:
         "account": account,
     }
     write_json(sealed / "leakage.json", leakage)
-    lines = [
-        json.dumps({"round": round + 1, "test_accuracy": values}) for round, values in enumerate(accuracy)
-    ]
+    lines = [json.dumps({"round": round + 1, "test_accuracy": values}) for round, values in enumerate(accuracy)]
     write_text(sealed / "rounds.jsonl", "\n".join(lines) + "\n")
     _write_scores(cell, pieces, sealed / "scores.parquet")
 
     shown = _joined([tensors for tensors, _ in trained])
     updates = _joined([{n: v for n, v in part.items() if n.startswith("update.")} for part in probed])
     save_tensors(sealed / "observations.safetensors", shown | updates)
-    guesses = _joined(
-        [{n: part[n] for n in ("recovered", "objective", "chosen", "labels")} for part in probed]
-    )
+    guesses = _joined([{n: part[n] for n in ("recovered", "objective", "chosen", "labels")} for part in probed])
     save_tensors(sealed / "reconstructions.safetensors", guesses)
     truth = _joined([{n: part[n] for n in ("true_images", "true_labels")} for part in probed])
     own = {"members": cell.members, "canary": cell.canary, "owners": cell.owners, "labels": cell.pool.labels}

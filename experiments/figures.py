@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import math
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -49,18 +50,14 @@ def _axis(axes: Axes, cells: Sequence[CellResult], ylabel: str, title: str) -> N
     axes.set_title(title, loc="left")
 
 
-def _line(
-    axes: Axes, cells: Sequence[CellResult], pick: Callable[[CellResult], Row | None], **style: Any
-) -> None:
+def _line(axes: Axes, cells: Sequence[CellResult], pick: Callable[[CellResult], Row | None], **style: Any) -> None:
     """Points with 95% bars; the step to ∞ is not joined, because it is no step along the axis."""
     x, _ = positions(cells)
     rows = [pick(cell) for cell in cells]
     shown = [i for i, row in enumerate(rows) if row is not None and row.value is not None]
     if not shown:
         return
-    value, low, high = (
-        np.array([getattr(rows[i], f) for i in shown], dtype=float) for f in ("value", "low", "high")
-    )
+    value, low, high = (np.array([getattr(rows[i], f) for i in shown], dtype=float) for f in ("value", "low", "high"))
     linestyle = style.pop("linestyle", "-")
     shift = style.pop("shift", 0.0)
     axes.errorbar(
@@ -85,7 +82,7 @@ def _membership(axes: Axes, cells: Sequence[CellResult], metric: str) -> None:
         color, marker, linestyle = MEMBERSHIP_STYLES[min(number, len(MEMBERSHIP_STYLES) - 1)]
         words = {"canary": "canaries", "ordinary": "ordinary"}[group]
         _line(
-            axes, cells, lambda cell, name=name: cell.row("membership", metric, name, group),
+            axes, cells, partial(CellResult.row, question="membership", metric=metric, attack=name, group=group),
             color=color, marker=marker, linestyle=linestyle, label=f"{name}, {words}", shift=0.05 * (number - 1),
             markersize=4.5 if name == first else 3,
         )  # fmt: skip
@@ -167,9 +164,7 @@ def leakage_vs_epsilon(cells: Sequence[CellResult], title: str) -> Figure:
         )
         labels.set_ylim(-0.02, 1.04)
         _axis(utility, cells, "test accuracy", "f  Utility")
-        _line(
-            utility, cells, lambda cell: cell.row("utility", "accuracy"), color=BLUE, marker="o", markersize=4
-        )
+        _line(utility, cells, lambda cell: cell.row("utility", "accuracy"), color=BLUE, marker="o", markersize=4)
         utility.set_ylim(0, 1.02)
         for one in axes[1]:
             one.set_xlabel("ε (∞: no defence)")
@@ -190,13 +185,9 @@ def _audit_panel(axes: Axes, cells: Sequence[CellResult]) -> None:
         for at, cell in zip(x, cells, strict=True)
         if cell.audit and cell.audit.get("epsilon") is not None
     ]
-    finite = [
-        (at, cell.accounted) for at, cell in zip(x, cells, strict=True) if math.isfinite(cell.accounted)
-    ]
+    finite = [(at, cell.accounted) for at, cell in zip(x, cells, strict=True) if math.isfinite(cell.accounted)]
     if finite:
-        axes.plot(
-            *zip(*finite, strict=True), color="black", linestyle=(0, (1, 1)), linewidth=1, label="accounted"
-        )
+        axes.plot(*zip(*finite, strict=True), color="black", linestyle=(0, (1, 1)), linewidth=1, label="accounted")
     if audits:
         at = [one for one, _ in audits]
         axes.plot(
@@ -256,9 +247,7 @@ def roc(cells: Sequence[CellResult], title: str) -> Figure:
                     linestyle=style,
                     label=f"ε = {cell.label()}",
                 )
-            one.set(
-                xscale="log", yscale="log", xlim=(least, 1), ylim=(lowest, 1), xlabel="false-positive rate"
-            )
+            one.set(xscale="log", yscale="log", xlim=(least, 1), ylim=(lowest, 1), xlabel="false-positive rate")
             one.set_title(f"{attack}, {words[group]}", loc="left")
         axes[0, 0].set_ylabel("true-positive rate")
         axes[0, -1].legend(loc="lower right")
@@ -273,10 +262,9 @@ def reconstructions(cells: Sequence[CellResult], title: str, most: int = 8) -> F
         truth, _ = load_tensors(cell.folder / "truth" / "truth.safetensors")
         found, _ = load_tensors(cell.folder / "reconstructions.safetensors")
         if "true_images" in truth:
-            chosen = found["recovered"][np.arange(len(found["chosen"])), found["chosen"]]
-            stored.append(
-                (cell, truth["true_images"].numpy(), chosen.numpy(), truth["true_labels"], found["labels"])
-            )
+            recovered, picks = found["recovered"].numpy(), found["chosen"].numpy()
+            chosen = recovered[np.arange(len(picks)), picks]
+            stored.append((cell, truth["true_images"].numpy(), chosen, truth["true_labels"], found["labels"]))
     if not stored:
         return None
     count = min(most, len(stored[0][1]))
@@ -297,7 +285,8 @@ def reconstructions(cells: Sequence[CellResult], title: str, most: int = 8) -> F
                 _picture(axes[line, column], chosen[column], f"{size}, {names[int(labels[column])]} {right}")
             axes[line, 0].set_ylabel(f"ε = {cell.label()}")
         figure.suptitle(
-            f"{title}\ntrue pictures, and what one step's update gives away; below each, the PSNR and the inferred label"
+            f"{title}\n"
+            "true pictures, and what one step's update gives away; below each, the PSNR and the inferred label"
         )
     return figure
 
@@ -314,7 +303,5 @@ def encoded(figure: Figure, kind: str) -> bytes:
     """The figure as a PNG or PDF, the same bytes for the same figure."""
     buffer = io.BytesIO()
     with plt.style.context(STYLE):
-        figure.savefig(
-            buffer, format=kind, metadata={"CreationDate": None} if kind == "pdf" else {"Software": None}
-        )
+        figure.savefig(buffer, format=kind, metadata={"CreationDate": None} if kind == "pdf" else {"Software": None})
     return buffer.getvalue()

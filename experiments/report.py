@@ -43,9 +43,7 @@ def write(folders: Sequence[Path], name: str, title: str, command: str) -> Path:
     write_json(out / "manifest.json", _manifest(cells, name, title, command))
     print("\n".join([tables.on_terminal(cells), *alarms(cells)]))
     shown = [
-        file
-        for file in ("leakage_vs_epsilon.png", "roc.png", "reconstructions.png", "table.md")
-        if file in written
+        file for file in ("leakage_vs_epsilon.png", "roc.png", "reconstructions.png", "table.md") if file in written
     ]
     print("Open:", *(f"  {out / file}" for file in shown), sep="\n")
     return out
@@ -114,9 +112,7 @@ def redraw(folder: Path) -> Path:
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m experiments.report", description=__doc__.splitlines()[0])
-    parser.add_argument(
-        "folder", type=Path, help="a folder that a sweep wrote, such as results/leakage_vs_epsilon"
-    )
+    parser.add_argument("folder", type=Path, help="a folder that a sweep wrote, such as results/leakage_vs_epsilon")
     with one_line_errors():
         redraw(parser.parse_args().folder)
 

@@ -11,8 +11,7 @@ import numpy as np
 from safetensors.numpy import load_file
 
 from attacks.audit import audit_one_run
-from attacks.metrics import Interval, bootstrap_over_replicas, mean_interval, psnr, roc_band, supports
-from attacks.metrics import clopper_pearson
+from attacks.metrics import Interval, bootstrap_over_replicas, clopper_pearson, mean_interval, psnr, roc_band, supports
 from experiments.cell import Cell
 from experiments.tasks import probe_parts, released_outputs, score_one
 
@@ -55,7 +54,7 @@ def membership_rows(cell: Cell, folder: Path, attack: str) -> dict[str, Any]:
     members = cell.members.numpy()
     name = cell.membership_attacks[attack].name
     knowledge = "the defence, the training recipe, shadow replicas on the same distribution"
-    about = dict(question="membership", attack=name, view="released_model", knowledge=knowledge)
+    about = {"question": "membership", "attack": name, "view": "released_model", "knowledge": knowledge}
     rows, curves = [], {}
     for group, mask in groups(cell).items():
         inside, outside = int((members & mask).sum()), int((~members & mask).sum())
@@ -67,11 +66,7 @@ def membership_rows(cell: Cell, folder: Path, attack: str) -> dict[str, Any]:
         )
         rows.append(_row(found.auc, **about, group=group, metric="auc", samples=samples))
         note = "" if enough else f"needs at least {math.ceil(1 / settings['fpr'])} non-members, has {outside}"
-        rows.append(
-            _row(
-                found.tpr if enough else None, **about, group=group, metric="tpr", samples=samples, note=note
-            )
-        )
+        rows.append(_row(found.tpr if enough else None, **about, group=group, metric="tpr", samples=samples, note=note))
         band = roc_band(scores, members, mask)
         curves[group] = {field: getattr(band, field).tolist() for field in ("fpr", "tpr", "low", "high")}
     audit = _audit(cell, folder, attack) if attack == settings["audit_with"] else None
@@ -81,9 +76,7 @@ def membership_rows(cell: Cell, folder: Path, attack: str) -> dict[str, Any]:
 def groups(cell: Cell) -> dict[str, np.ndarray[Any, np.dtype[np.bool_]]]:
     """Masks [examples] of the groups that have any example."""
     candidates = cell.candidates.numpy()
-    masks = dict(
-        zip(GROUPS, (cell.canary.numpy() & candidates, ~cell.canary.numpy() & candidates), strict=True)
-    )
+    masks = dict(zip(GROUPS, (cell.canary.numpy() & candidates, ~cell.canary.numpy() & candidates), strict=True))
     return {group: mask for group, mask in masks.items() if mask.any()}
 
 
@@ -141,19 +134,17 @@ def reconstruction_rows(cell: Cell, folder: Path) -> list[dict[str, Any]]:
     mean_image = np.broadcast_to(public.mean(0), truth.shape)
     nearest = np.array([psnr(public, np.broadcast_to(one, public.shape)).max() for one in truth])
     name = cell.reconstruction.name
-    about = dict(
-        question="reconstruction",
-        view=cell.reconstruction.needs.view,
-        knowledge=f"{cell.reconstruction.letter}: the update, the model, one step on one example; no label, no data",
-        group="victims",
-        samples=f"{count} victims in as many replicas",
-    )
+    about = {
+        "question": "reconstruction",
+        "view": cell.reconstruction.needs.view,
+        "knowledge": f"{cell.reconstruction.letter}: the update, the model, one step on one example; no label, no data",
+        "group": "victims",
+        "samples": f"{count} victims in as many replicas",
+    }
     exact = int((selected >= EXACT_DB).sum())
     rows = [
         _row(_capped(selected), **about, attack=name, metric="psnr", note=f"{exact} exact" if exact else ""),
-        _row(
-            _capped(each.max(1)), **about, attack=name, metric="psnr_oracle", note="best restart by the truth"
-        ),
+        _row(_capped(each.max(1)), **about, attack=name, metric="psnr_oracle", note="best restart by the truth"),
         _row(_capped(psnr(mean_image, truth)), **about, attack="blind (mean image)", metric="psnr"),
         _row(
             _capped(nearest),

@@ -56,25 +56,24 @@ def summary(cells: Sequence[CellResult]) -> Table:
     def matched(metric: str) -> Callable[[CellResult], Row | None]:
         return lambda cell: cell.row("reconstruction", metric)
 
+    def printed(pick: Callable[[CellResult], Row | None]) -> Callable[[CellResult], str]:
+        return lambda cell: interval(pick(cell))
+
     columns = [
         Column("ε", CellResult.label),
         Column("accounted ε", lambda cell: "∞" if math.isinf(cell.accounted) else f"{cell.accounted:.3f}"),
         Column(
             "σ",
-            lambda cell: (
-                "—" if cell.facts["noise_multiplier"] is None else f"{cell.facts['noise_multiplier']:.3f}"
-            ),
+            lambda cell: "—" if cell.facts["noise_multiplier"] is None else f"{cell.facts['noise_multiplier']:.3f}",
         ),
         Column("test accuracy", lambda cell: interval(cell.row("utility", "accuracy"))),
     ]
     for group, word in (("canary", "canaries"), ("ordinary", "ordinary")):
-        if any(member("auc", group)(cell) for cell in cells):
+        area, power = member("auc", group), member("tpr", group)
+        if any(map(area, cells)):
             columns += [
-                Column(f"AUC, {word}", lambda cell, group=group: interval(member("auc", group)(cell))),
-                Column(
-                    f"TPR at FPR {fpr}, {word}",
-                    lambda cell, group=group: interval(member("tpr", group)(cell)),
-                ),
+                Column(f"AUC, {word}", printed(area)),
+                Column(f"TPR at FPR {fpr}, {word}", printed(power)),
             ]
     first = "canary" if any(member("auc", "canary")(cell) for cell in cells) else "ordinary"
     columns += [
@@ -138,9 +137,7 @@ def on_terminal(cells: Sequence[CellResult]) -> str:
     heads, lines = summary(cells)
     rows = [heads, *([entry.split(" [")[0] for entry in line] for line in lines)]
     widths = [max(len(row[column]) for row in rows) for column in range(len(heads))]
-    return "\n".join(
-        "  ".join(entry.rjust(width) for entry, width in zip(row, widths, strict=True)) for row in rows
-    )
+    return "\n".join("  ".join(entry.rjust(width) for entry, width in zip(row, widths, strict=True)) for row in rows)
 
 
 def as_csv(cells: Sequence[CellResult]) -> str:

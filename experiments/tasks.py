@@ -119,9 +119,7 @@ def probe(config: dict[str, Any], folder: Path, part: int) -> None:
     observation = recorder.observation()
     attack = cell.reconstruction
     require_view(attack.name, observation, attack.needs)
-    knowledge = ReconstructionKnowledge(
-        model=cell.model, shape=cell.pool.shape, classes=len(cell.pool.classes)
-    )
+    knowledge = ReconstructionKnowledge(model=cell.model, shape=cell.pool.shape, classes=len(cell.pool.classes))
     found = attack.run(
         observation,
         knowledge,
@@ -176,9 +174,7 @@ def score_one(
 
 def released_outputs(folder: Path, cell: Cell) -> np.ndarray[Any, Any]:
     """Logits of every replica's released model [replicas, examples, classes], float64."""
-    parts = [
-        load_file(folder / f"train-{shard}.safetensors")["outputs"] for shard in range(len(cell.shards()))
-    ]
+    parts = [load_file(folder / f"train-{shard}.safetensors")["outputs"] for shard in range(len(cell.shards()))]
     return np.concatenate(parts).astype(np.float64)
 
 
@@ -203,7 +199,7 @@ def account(config: dict[str, Any], folder: Path) -> None:
         return
     cell = build(config).calibrated()
     events = cell.federation(range(1)).events()
-    noise = getattr(cell.defense, "noise_multiplier", None)
+    noise, delta = getattr(cell.defense, "noise_multiplier", None), getattr(cell.defense, "delta", None)
     promised = {}
     for view in (ReleasedModel.view, Server.view):
         for unit in ("example", "client"):
@@ -213,10 +209,10 @@ def account(config: dict[str, Any], folder: Path) -> None:
                 "epsilon": statement.epsilon if math.isfinite(statement.epsilon) else None,
             }
     found: dict[str, Any] = {"guarantees": promised, "noise_multiplier": noise}
-    if noise is not None:
-        worst = max(dict.fromkeys(events), key=lambda event: epsilon_pld(noise, [event], cell.defense.delta))
+    if noise is not None and delta is not None:
+        worst = max(dict.fromkeys(events), key=lambda event: epsilon_pld(noise, [event], delta))
         found["trade_off"] = trade_off_pld(noise, [worst]).as_dict()
-        found["epsilon_opacus_rdp"] = epsilon_rdp(noise, [worst], cell.defense.delta)
+        found["epsilon_opacus_rdp"] = epsilon_rdp(noise, [worst], delta)
     write_json(done, found)
 
 

@@ -17,15 +17,10 @@ def weights(weighting: str, sizes: Tensor) -> Tensor:
     A client without examples has no share `by_examples`, and an equal one under `uniform`.
     """
     check_choice("algorithm.weighting", weighting, WEIGHTINGS)
-    shares = (
-        torch.ones_like(sizes, dtype=torch.float32) if weighting == "uniform" else sizes.to(torch.float32)
-    )
+    shares = torch.ones_like(sizes, dtype=torch.float32) if weighting == "uniform" else sizes.to(torch.float32)
     return shares / shares.sum(1, keepdim=True).clamp(min=1e-12)
 
 
 def weighted_sum(updates: Tree, shares: Tensor) -> Tree:
     """The sum over the cohort [replicas, ...] of updates [replicas, cohort, ...] times shares [replicas, cohort]."""
-    return {
-        name: torch.einsum("rc,rc...->r...", shares.to(value.device), value)
-        for name, value in updates.items()
-    }
+    return {name: torch.einsum("rc,rc...->r...", shares.to(value.device), value) for name, value in updates.items()}

@@ -35,8 +35,11 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def save_tensors(path: Path, tensors: dict[str, Tensor], facts: dict[str, Any] | None = None) -> None:
-    """Write tensors and a few facts (JSON) as one safetensors file, atomically."""
-    metadata = {"facts": json.dumps(facts or {}, sort_keys=True)}
+    """Write tensors and a few facts (JSON) as one safetensors file, atomically.
+
+    The order of the names is kept too, which the format alone does not: noise is drawn in a tree's order.
+    """
+    metadata = {"facts": json.dumps(facts or {}, sort_keys=True), "order": json.dumps(list(tensors))}
     whole = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
     write_bytes(path, save(whole, metadata))
 
@@ -45,8 +48,10 @@ def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Read back what `save_tensors` wrote; InputError where the file is missing or damaged."""
     try:
         with safe_open(str(path), framework="pt") as file:
-            facts = json.loads((file.metadata() or {}).get("facts", "{}"))
-            return {name: file.get_tensor(name).clone() for name in file.keys()}, facts  # noqa: SIM118
+            metadata = file.metadata() or {}
+            order = json.loads(metadata.get("order", "null")) or list(file.keys())
+            tensors = {name: file.get_tensor(name).clone() for name in order}
+            return tensors, json.loads(metadata.get("facts", "{}"))
     except (SafetensorError, OSError, ValueError) as error:
         raise InputError(
             f"{path} is missing or damaged ({str(error).splitlines()[0][:120]}); delete it and run again"

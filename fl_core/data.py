@@ -70,9 +70,7 @@ class Choice:
             if value is not None:
                 check_number(name, value, minimum=1, integer=True)
 
-    def rows(
-        self, labels: np.ndarray[Any, Any], wanted: Sequence[int], limit: int | None
-    ) -> np.ndarray[Any, Any]:
+    def rows(self, labels: np.ndarray[Any, Any], wanted: Sequence[int], limit: int | None) -> np.ndarray[Any, Any]:
         """Row numbers of the wanted classes, shuffled by the seed, at most `limit` of them."""
         rows = np.random.default_rng(self.seed).permutation(np.flatnonzero(np.isin(labels, wanted)))
         return rows[:limit]
@@ -126,16 +124,18 @@ def _split(train: _Source, test: _Source | None, choice: Choice) -> tuple[ImageS
     if test is not None:
         if test.names != train.names:
             raise InputError(f"{test.where} has other classes than {train.where}")
-        return (
-            take(train, choice.rows(train.labels, wanted, choice.limit)),
-            take(test, choice.rows(test.labels, wanted, choice.test_limit)),
-        )
+        pool = take(train, choice.rows(train.labels, wanted, choice.limit))
+        held = take(test, choice.rows(test.labels, wanted, choice.test_limit))
+        if held.shape != pool.shape:
+            raise InputError(
+                f"{test.where} has pictures of {_size(held.shape)}, {train.where} of {_size(pool.shape)} "
+                "(channels x height x width); make them alike"
+            )
+        return pool, held
     rows = choice.rows(train.labels, wanted, None)
     held_out = max(1, round(len(rows) * choice.test_fraction))
     if held_out >= len(rows):
-        raise InputError(
-            f"{train.where} has {len(rows)} usable examples; that is too few to hold some out for testing"
-        )
+        raise InputError(f"{train.where} has {len(rows)} usable examples; that is too few to hold some out for testing")
     return take(train, rows[held_out:][: choice.limit]), take(train, rows[:held_out][: choice.test_limit])
 
 
@@ -145,9 +145,7 @@ def digits(**choice: Any) -> tuple[ImageSet, ImageSet]:
 
     bunch = load_digits()
     pixels = torch.from_numpy(bunch.images.astype(np.float32) / 16).unsqueeze(1)
-    source = _Source(
-        bunch.target, lambda rows: pixels[torch.from_numpy(rows)], tuple(map(str, range(10))), "digits"
-    )
+    source = _Source(bunch.target, lambda rows: pixels[torch.from_numpy(rows)], tuple(map(str, range(10))), "digits")
     return _split(source, None, Choice(**choice))
 
 
@@ -162,7 +160,7 @@ def torchvision_set(name: str, path: str, download: bool = False, **choice: Any)
     def part(train: bool) -> _Source:
         try:
             loaded = getattr(torchvision.datasets, TORCHVISION[name])(path, train=train, download=download)
-        except (RuntimeError, OSError, ValueError) as error:
+        except (RuntimeError, OSError, ValueError, AssertionError, EOFError) as error:
             raise InputError(
                 f"{name} cannot be read from data.path={path} ({_first_line(error)}); put torchvision's files there "
                 "or allow data.download=true"
@@ -203,42 +201,34 @@ def parquet(
         except (pa.ArrowInvalid, OSError) as error:
             raise InputError(f"{file} is not a readable parquet file ({_first_line(error)})") from error
         column = image_column or next(
-            (
-                field.name
-                for field in table.schema
-                if pa.types.is_struct(field.type) or pa.types.is_binary(field.type)
-            ),
+            (field.name for field in table.schema if pa.types.is_struct(field.type) or pa.types.is_binary(field.type)),
             None,
         )
         for needed, option in ((column, "data.image_column"), (label_column, "data.label_column")):
             if needed not in table.column_names:
-                raise InputError(
-                    f"{file} has the columns {', '.join(table.column_names)}; set {option} to one of them"
-                )
+                raise InputError(f"{file} has the columns {', '.join(table.column_names)}; set {option} to one of them")
         encoded = table[column].combine_chunks()
         if pa.types.is_struct(encoded.type):
             if "bytes" not in {field.name for field in encoded.type}:
                 raise InputError(f"{file}: the column {column} has no field `bytes` with the encoded image")
             encoded = encoded.field("bytes")
-        if not pa.types.is_integer(table[label_column].type) or table[label_column].null_count:
+        if not (pa.types.is_binary(encoded.type) or pa.types.is_large_binary(encoded.type)):
             raise InputError(
-                f"{file}: the column {label_column} must hold whole numbers, one for every image"
+                f"{file}: the column {column} holds {encoded.type}, no encoded images; set data.image_column"
             )
+        if not pa.types.is_integer(table[label_column].type) or table[label_column].null_count:
+            raise InputError(f"{file}: the column {label_column} must hold whole numbers, one for every image")
         labels = table[label_column].to_numpy()
         if not len(labels):
             raise InputError(f"{file} is empty")
         if labels.min() < 0:
-            raise InputError(
-                f"{file}: the column {label_column} has the label {labels.min()}; labels start at 0"
-            )
+            raise InputError(f"{file}: the column {label_column} has the label {labels.min()}; labels start at 0")
         known = tuple(names) if names else tuple(map(str, range(int(labels.max()) + 1)))
         if labels.max() >= len(known):
-            raise InputError(
-                f"{file} has the label {labels.max()}, but data.names has only {len(known)} names"
-            )
+            raise InputError(f"{file} has the label {labels.max()}, but data.names has only {len(known)} names")
         return _Source(
             labels,
-            lambda rows: _decode([(encoded[int(row)].as_py(), f"{file}, row {row}") for row in rows]),
+            lambda rows: _decode([(_bytes_of(encoded[int(row)].as_py()), f"{file}, row {row}") for row in rows]),
             known,
             file,
         )
@@ -271,7 +261,7 @@ def folder(path: str, test_path: str | None = None, **choice: Any) -> tuple[Imag
         labels = np.repeat(np.arange(len(found)), [len(group) for group in found.values()])
         return _Source(
             labels,
-            lambda rows: _decode([(files[int(row)].read_bytes(), str(files[int(row)])) for row in rows]),
+            lambda rows: _decode([(files[int(row)], str(files[int(row)])) for row in rows]),
             tuple(found),
             root,
         )
@@ -279,20 +269,25 @@ def folder(path: str, test_path: str | None = None, **choice: Any) -> tuple[Imag
     return _split(source(path), source(test_path) if test_path else None, Choice(**choice))
 
 
-def _decode(encoded: list[tuple[bytes | None, str]]) -> Tensor:
+def _bytes_of(stored: bytes | None) -> io.BytesIO:
+    return io.BytesIO(stored or b"")
+
+
+def _decode(encoded: list[tuple[io.BytesIO | Path, str]]) -> Tensor:
     """Pictures of one size as pixels [pictures, 1 or 3, height, width] in [0, 1]; the second entry says where."""
     from PIL import Image
 
     pictures: list[np.ndarray[Any, Any]] = []
     for data, where in encoded:
         try:
-            with Image.open(io.BytesIO(data or b"")) as image:
+            with Image.open(data) as image:
                 pixels = np.asarray(image if image.mode in ("L", "RGB") else image.convert("RGB"))
         except (OSError, ValueError, SyntaxError) as error:
             raise InputError(f"{where} is not a readable picture ({_first_line(error)})") from error
         if pictures and pixels.shape != pictures[0].shape:
             raise InputError(
-                f"{where} has the size {_size(pixels)}, the first picture {_size(pictures[0])}; make all pictures one size"
+                f"{where} has the size {_size(pixels.shape)}, the first picture "
+                f"{_size(pictures[0].shape)}; make all pictures one size"
             )
         pictures.append(pixels)
     stacked = np.stack(pictures)
@@ -300,8 +295,8 @@ def _decode(encoded: list[tuple[bytes | None, str]]) -> Tensor:
     return torch.from_numpy(stacked.astype(np.float32) / 255)
 
 
-def _size(pixels: np.ndarray[Any, Any]) -> str:
-    return "x".join(map(str, pixels.shape))
+def _size(shape: tuple[int, ...]) -> str:
+    return "x".join(map(str, shape))
 
 
 def _first_line(error: BaseException) -> str:

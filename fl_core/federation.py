@@ -75,9 +75,7 @@ def public_sizes(owners: Tensor, clients: int, rate: float) -> Tensor:
 
 def initial_model(federation: Federation) -> Tree:
     """Each replica's first global model [replicas, ...]: its clients all start from these same weights."""
-    each = [
-        initial_parameters(federation.model, seed(federation.run, "model", r)) for r in federation.replica_ids
-    ]
+    each = [initial_parameters(federation.model, seed(federation.run, "model", r)) for r in federation.replica_ids]
     device = federation.data.images.device
     return {name: torch.stack([one[name] for one in each]).to(device) for name in each[0]}
 
@@ -92,7 +90,8 @@ def run(
 ) -> Tree:
     """Play the rounds from `first_round` on and return the final global models [replicas, ...].
 
-    `model` is what `after_round` was given before an interruption; the result is the uninterrupted run's, in bits.
+    `model` is what `after_round` was given before an interruption; the result is the uninterrupted run's, in
+    bits under a fixed backend on a CPU.
     """
     model = initial_model(federation) if model is None else model
     for round in range(first_round, federation.rounds):
@@ -120,9 +119,7 @@ def play_round(federation: Federation, round: int, model: Tree, recorder: Record
     recorder.received(round, cohort, shares, updates)
 
     total = weighted_sum(updates, shares)
-    total = defense.on_sum(
-        total, [row[0] for row in _generators(federation, "sum noise", round, cohort[:, :1] * 0)]
-    )
+    total = defense.on_sum(total, [row[0] for row in _generators(federation, "sum noise", round, cohort[:, :1] * 0)])
     recorder.summed(round, total)
 
     return algorithm.server_step(model, total)
@@ -134,9 +131,7 @@ def draw_cohort(federation: Federation, round: int) -> Tensor:
     if federation.cohort is None or federation.cohort == clients:
         return torch.arange(clients).repeat(len(federation.replica_ids), 1)
     draws = [
-        torch.randperm(clients, generator=generator(federation.run, "cohort", replica, round))[
-            : federation.cohort
-        ]
+        torch.randperm(clients, generator=generator(federation.run, "cohort", replica, round))[: federation.cohort]
         for replica in federation.replica_ids
     ]
     return torch.stack(draws).sort(1).values
@@ -171,22 +166,14 @@ def _weighing_sizes(federation: Federation, cohort: Tensor) -> Tensor:
     if federation.defense.public_sizes:
         return federation.sizes[cohort]
     held = torch.stack(
-        [
-            torch.bincount(federation.owners[mine], minlength=len(federation.sizes))
-            for mine in federation.members
-        ]
+        [torch.bincount(federation.owners[mine], minlength=len(federation.sizes)) for mine in federation.members]
     )
     return held.gather(1, cohort)
 
 
-def _generators(
-    federation: Federation, purpose: str, round: int, cohort: Tensor
-) -> list[list[torch.Generator]]:
+def _generators(federation: Federation, purpose: str, round: int, cohort: Tensor) -> list[list[torch.Generator]]:
     device = federation.data.images.device
     return [
-        [
-            generator(federation.run, purpose, replica, round, client, device)
-            for client in cohort[row].tolist()
-        ]
+        [generator(federation.run, purpose, replica, round, client, device) for client in cohort[row].tolist()]
         for row, replica in enumerate(federation.replica_ids)
     ]

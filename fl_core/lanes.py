@@ -57,7 +57,8 @@ class Feed(Protocol):
 class ExampleRule(Protocol):
     """Turns per-example gradients [lanes, batch, ...] into the step's gradient [lanes, ...].
 
-    A rule may draw noise from `generators`, one a lane, and must read nothing from rows whose mask is 0.
+    A rule may draw noise from `generators`, one a lane. Rows whose mask is 0 are padding and must count for
+    nothing; they hold some other example's gradient, so they are finite as long as the model is.
     """
 
     def on_examples(self, gradients: Tree, mask: Tensor, generators: Sequence[torch.Generator]) -> Tree: ...
@@ -235,9 +236,7 @@ def _run_one_by_one(
                 )
                 with torch.no_grad():
                     stacked = {name: value.unsqueeze(0) for name, value in examples.items()}
-                    step_gradient = problem.rule.on_examples(
-                        stacked, batch.mask, problem.generators[lane : lane + 1]
-                    )
+                    step_gradient = problem.rule.on_examples(stacked, batch.mask, problem.generators[lane : lane + 1])
                     gradients = {name: value[0] for name, value in step_gradient.items()}
             with torch.no_grad():
                 problem.optimizer.step(mine, gradients, my_slots, step)

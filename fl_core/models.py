@@ -9,6 +9,7 @@ from torch.func import functional_call
 
 from fl_core.errors import InputError, check_choice, check_number
 from fl_core.optimizers import Tree
+from fl_core.seeds import from_seed
 
 
 class CNN(nn.Module):
@@ -73,7 +74,7 @@ def parameters_of(model: nn.Module) -> Tree:
 def initial_parameters(model: nn.Module, seed: int) -> Tree:
     """The same architecture's parameters, newly initialised from `seed` on the CPU by the layers' own rules."""
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+        torch.set_rng_state(from_seed(seed).get_state())
         for layer in model.modules():
             reset = getattr(layer, "reset_parameters", None)
             if callable(reset):
@@ -99,9 +100,7 @@ def logits(model: nn.Module, stacked: Tree, images: Tensor, chunk: int = 1024) -
         [
             torch.cat(
                 [
-                    functional_call(
-                        model, {name: value[lane] for name, value in stacked.items()}, (part,)
-                    ).cpu()
+                    functional_call(model, {name: value[lane] for name, value in stacked.items()}, (part,)).cpu()
                     for part in images.split(chunk)
                 ]
             )

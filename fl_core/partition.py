@@ -32,7 +32,7 @@ class IID:
 
 @dataclass(frozen=True, kw_only=True)
 class Dirichlet:
-    """Each class is split over the clients in Dirichlet(alpha) shares (Hsu et al. 2019): small alpha, uneven clients."""
+    """Each class is split over the clients in Dirichlet(alpha) shares (Hsu et al. 2019); a small alpha is uneven."""
 
     alpha: float = 0.5
 
@@ -95,8 +95,5 @@ def draw_members(replicas: int, examples: int, rate: float, run: int) -> Tensor:
     check_number("replicas", replicas, minimum=1, integer=True)
     check_number("membership", rate, above=0, maximum=1)
     return torch.stack(
-        [
-            torch.rand(examples, generator=generator(run, "membership", replica)) < rate
-            for replica in range(replicas)
-        ]
+        [torch.rand(examples, generator=generator(run, "membership", replica)) < rate for replica in range(replicas)]
     )

@@ -9,13 +9,36 @@ from __future__ import annotations
 
 import hashlib
 
+import numpy as np
 import torch
 
 
 def seed(run: int, purpose: str, replica: int = 0, round: int = 0, client: int = 0) -> int:
-    """A 63-bit seed; distinct arguments give independent-looking seeds (BLAKE2b, so no collisions in practice)."""
+    """A 63-bit seed; distinct arguments give independent-looking seeds (BLAKE2b)."""
     text = f"{run}/{purpose}/{replica}/{round}/{client}".encode()
     return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "little") >> 1
+
+
+def from_seed(value: int, device: torch.device | str = "cpu") -> torch.Generator:
+    """A generator whose stream depends on every bit of `value`.
+
+    torch folds a CPU seed to 32 bits, and a study has enough lanes for two of those to meet; so the whole state of
+    its Mersenne Twister is filled from the seed instead. A GPU's counter-based generator takes all 64 bits itself.
+    """
+    made = torch.Generator(device=device)
+    if made.device.type != "cpu":
+        return made.manual_seed(value)
+    state = made.get_state()
+    if len(state) != _STATE_BYTES:
+        raise RuntimeError(f"torch {torch.__version__} stores its generator in another layout; report this")
+    words = np.frombuffer(state.numpy(), dtype=np.uint64, offset=_WORDS_AT, count=_WORDS)
+    words[:] = np.random.SeedSequence(value).generate_state(_WORDS, np.uint32)
+    return made.set_state(state)
+
+
+# The layout of a CPU generator's state in torch: a 24-byte head (its own seed, counters that say "draw a new block
+# first" on a fresh generator), then the Twister's 624 words of 32 bits, each in a 64-bit place.
+_STATE_BYTES, _WORDS_AT, _WORDS = 5056, 24, 624
 
 
 def generator(
@@ -26,5 +49,5 @@ def generator(
     client: int = 0,
     device: torch.device | str = "cpu",
 ) -> torch.Generator:
-    """A fresh generator on `device`, seeded by `seed(...)`. Choices are drawn on the CPU; only noise uses a GPU's own."""
-    return torch.Generator(device=device).manual_seed(seed(run, purpose, replica, round, client))
+    """A fresh generator seeded by `seed(...)`. Choices are drawn on the CPU; only noise uses a GPU's own."""
+    return from_seed(seed(run, purpose, replica, round, client), device)

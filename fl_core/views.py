@@ -56,9 +56,7 @@ class Server(SecureServer):
 
 
 Observation = ReleasedModel
-VIEWS: dict[str, type[ReleasedModel]] = {
-    kind.view: kind for kind in (ReleasedModel, Participant, SecureServer, Server)
-}
+VIEWS: dict[str, type[ReleasedModel]] = {kind.view: kind for kind in (ReleasedModel, Participant, SecureServer, Server)}
 
 
 def require_view(attack: str, observation: Observation, needs: type[ReleasedModel]) -> None:
@@ -83,7 +81,7 @@ class Recorder:
 
     def _keep(self, needed: type[ReleasedModel], name: str, round: int, value: Tree | Tensor) -> None:
         if issubclass(self.view, needed) and (self.rounds is None or round in self.rounds):
-            copy = value.detach().cpu() if isinstance(value, Tensor) else _to_cpu(value)
+            copy = value.detach().clone().cpu() if isinstance(value, Tensor) else _to_cpu(value)
             self._kept.setdefault(name, {})[round] = copy
 
     def broadcast(self, round: int, model: Tree) -> None:

@@ -46,9 +46,7 @@ class LiRA:
         )
 
 
-def lira_scores(
-    target: Floats, shadows: Floats, members: Bools, *, fixed_variance: bool = True
-) -> NDArray[np.float64]:
+def lira_scores(target: Floats, shadows: Floats, members: Bools, *, fixed_variance: bool = True) -> NDArray[np.float64]:
     """Log N(signal; μ_in, σ²_in) − log N(signal; μ_out, σ²_out) of each example, in nats.
 
     `target` [examples] and `shadows` [shadows, examples] are signals; `members` [shadows, examples] is
@@ -73,9 +71,7 @@ def lira_scores(
         )
     for name, signal in (("target", target), ("shadow", shadows)):
         if not np.isfinite(signal).all():
-            raise InputError(
-                f"{int((~np.isfinite(signal)).sum())} {name} signals are not finite; retrain that model"
-            )
+            raise InputError(f"{int((~np.isfinite(signal)).sum())} {name} signals are not finite; retrain that model")
     has_both = members.any(axis=0) & ~members.all(axis=0)
     if not has_both.any():
         raise InputError(
@@ -89,9 +85,7 @@ def lira_scores(
     mean_in = np.where(count_in > 0, mean_in, mean_out + gap)
     mean_out = np.where(count_out > 0, mean_out, mean_in - gap)
 
-    variance_in, variance_out = _pooled_variances(
-        shadows, members, (squares_in, count_in), (squares_out, count_out)
-    )
+    variance_in, variance_out = _pooled_variances(shadows, members, (squares_in, count_in), (squares_out, count_out))
     if not fixed_variance:
         variance_in = np.where(count_in > 1, squares_in / np.maximum(count_in - 1, 1), variance_in)
         variance_out = np.where(count_out > 1, squares_out / np.maximum(count_out - 1, 1), variance_out)
@@ -117,9 +111,7 @@ def _pooled_variances(
         # One mean was estimated for each example, so each costs one degree of freedom.
         freedom = int(np.maximum(count - 1, 0).sum())
         pooled.append(squares.sum() / freedom if freedom else None)
-    variance_in, variance_out = (
-        next((v for v in order if v is not None), None) for order in (pooled, pooled[::-1])
-    )
+    variance_in, variance_out = (next((v for v in order if v is not None), None) for order in (pooled, pooled[::-1]))
     if variance_in is None or variance_out is None:  # two shadows that share no side of any example
         return np.asarray(signals[members].var()), np.asarray(signals[~members].var())
     return np.asarray(variance_in), np.asarray(variance_out)

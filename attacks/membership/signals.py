@@ -50,22 +50,17 @@ def check_logits(name: str, logits: Floats, labels: Ints) -> NDArray[np.float64]
     wide: NDArray[np.float64] = logits.astype(np.float64, copy=False)
     labels = np.asarray(labels)
     if labels.ndim != 1 or not np.issubdtype(labels.dtype, np.integer):
-        raise InputError(
-            f"labels have shape {labels.shape} and type {labels.dtype}; give whole numbers [examples]"
-        )
+        raise InputError(f"labels have shape {labels.shape} and type {labels.dtype}; give whole numbers [examples]")
     if logits.ndim < 2 or logits.shape[-2] != labels.size or logits.shape[-1] < 2:
         raise InputError(
-            f"{name} have shape {logits.shape}; "
-            f"give [..., {labels.size} examples, at least 2 classes], one row a label"
+            f"{name} have shape {logits.shape}; give [..., {labels.size} examples, at least 2 classes], one row a label"
         )
     if labels.size == 0:
         raise InputError("there are no examples to score; give at least one")
     outside = (labels < 0) | (labels >= logits.shape[-1])
     if outside.any():
         first = int(np.argmax(outside))
-        raise InputError(
-            f"labels[{first}] is {labels[first]}; the {name} have classes 0 to {logits.shape[-1] - 1}"
-        )
+        raise InputError(f"labels[{first}] is {labels[first]}; the {name} have classes 0 to {logits.shape[-1] - 1}")
     finite = np.isfinite(wide)
     if not finite.all():
         where = tuple(int(i) for i in np.unravel_index(int(np.argmin(finite)), logits.shape))
@@ -82,13 +77,10 @@ def require_shadows(attack: str, knowledge: MembershipKnowledge) -> Shadows:
     shadows = knowledge.shadows
     if shadows is None:
         raise InputError(
-            f"the {attack} attack needs shadows and the attacker has none; "
-            "train some, or use 'loss threshold'"
+            f"the {attack} attack needs shadows and the attacker has none; train some, or use 'loss threshold'"
         )
     if shadows.members.dtype != np.bool_:
-        raise InputError(
-            f"the shadows' members are of type {shadows.members.dtype}; give booleans [shadows, examples]"
-        )
+        raise InputError(f"the shadows' members are of type {shadows.members.dtype}; give booleans [shadows, examples]")
     expected = (*shadows.outputs.shape[:1], knowledge.labels.size)
     if shadows.outputs.ndim != 3 or shadows.members.shape != expected:
         raise InputError(

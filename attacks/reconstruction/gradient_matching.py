@@ -64,7 +64,7 @@ class InvertingGradients:
     name = "inverting gradients"
     needs = Server
     letter = "B"
-    """An informed eavesdropper in the taxonomy of Carletti et al. 2025: it knows the updates, the model and the task."""
+    """An informed eavesdropper (Carletti et al. 2025): it knows the updates, the model and the task."""
 
     def __post_init__(self) -> None:
         check_number("attack.reconstruction.restarts", self.restarts, minimum=1, integer=True)
@@ -90,11 +90,14 @@ class InvertingGradients:
         that does not fit the model, a zero or non-finite one.
         """
         require_view(self.name, observation, Server)
+        if round not in observation.updates:
+            raise InputError(f"round {round} was not recorded; recorded: {sorted(observation.updates)}")
         updates, sent = observation.updates[round], observation.models[round]
         _check_fits(updates, knowledge.model)
         cohort = next(iter(updates.values())).shape[1]
         # One step of gradient descent: the update is minus the gradient, up to a positive factor.
-        gradient = {name: -value.flatten(0, 1).to(device) for name, value in updates.items()}
+        names = [name for name, _ in knowledge.model.named_parameters()]
+        gradient = {name: -updates[name].flatten(0, 1).to(device) for name in names}
         model = {name: value.repeat_interleave(cohort, 0).to(device) for name, value in sent.items()}
         labels = infer_single_label(gradient, knowledge.classes)
         count = len(labels)
@@ -180,16 +183,13 @@ def _check_fits(updates: Tree, model: nn.Module) -> None:
     expected = {name: tuple(value.shape) for name, value in model.named_parameters()}
     given = {name: tuple(value.shape[2:]) for name, value in updates.items()}
     if expected != given:
-        different = sorted(
-            name for name in expected.keys() | given.keys() if expected.get(name) != given.get(name)
-        )
+        different = sorted(name for name in expected.keys() | given.keys() if expected.get(name) != given.get(name))
         raise InputError(
-            f"the update does not fit the model: {different[0]} is {given.get(different[0])}, not {expected.get(different[0])}"
+            f"the update does not fit the model: {different[0]} is {given.get(different[0])}, "
+            f"not {expected.get(different[0])}"
         )
     flat = torch.cat([value.flatten(2) for value in updates.values()], dim=2)
     if not torch.isfinite(flat).all():
         raise InputError("the update holds NaN or infinite values; nothing can be reconstructed from it")
     if (flat.abs().amax(2) == 0).any():
-        raise InputError(
-            "an update is all zeros: that client took no step, so there is nothing to reconstruct"
-        )
+        raise InputError("an update is all zeros: that client took no step, so there is nothing to reconstruct")

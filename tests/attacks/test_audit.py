@@ -50,9 +50,7 @@ def test_rejected_epsilons_form_an_interval_from_zero(delta: float):
     for epsilon in np.linspace(0, bound + 1, 200):
         p = expit(epsilon)
         tail = betainc(v, r - v + 1, p)
-        at_least = np.where(
-            v > steps, betainc(np.maximum(v - steps, 1), r - np.maximum(v - steps, 1) + 1, p), 1.0
-        )
+        at_least = np.where(v > steps, betainc(np.maximum(v - steps, 1), r - np.maximum(v - steps, 1) + 1, p), 1.0)
         rejected.append(tail + 2 * m * delta * ((at_least - tail) / steps).max() <= 0.05)
     assert np.count_nonzero(np.diff(np.array(rejected).astype(int))) <= 1
     assert rejected[0] == (bound > 0)

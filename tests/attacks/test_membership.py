@@ -65,9 +65,7 @@ def test_signals_keep_the_order_of_models_too_sure_for_probabilities():
 def test_signals_do_not_change_when_all_logits_shift():
     rng = np.random.default_rng(1)
     logits, labels = rng.standard_normal((5, 3)), rng.integers(0, 3, 5)
-    np.testing.assert_allclose(
-        scaled_confidence(logits + 1e4, labels), scaled_confidence(logits, labels), atol=1e-10
-    )
+    np.testing.assert_allclose(scaled_confidence(logits + 1e4, labels), scaled_confidence(logits, labels), atol=1e-10)
 
 
 def test_signals_leave_the_logits_as_they_were():
@@ -117,9 +115,7 @@ def test_a_null_target_gives_auc_one_half(attack: Any):
 
 def test_attacks_with_shadows_beat_the_loss_threshold_and_blind_stays_at_chance():
     logits, members, labels = replicas(33, 4000, gain=1.5, seed=3)
-    area = {
-        a.name: auc(run_on_last(a, logits, members, labels), members[-1]) for a in ATTACKS if a != ATTACKS[2]
-    }
+    area = {a.name: auc(run_on_last(a, logits, members, labels), members[-1]) for a in ATTACKS if a != ATTACKS[2]}
     assert area["LiRA"] > area["loss threshold"] + 0.1
     assert area["shadow classifier"] > 0.55
     assert abs(area["blind (design only)"] - 0.5) < 4 * 0.0091  # standard error with 2,000 a side
@@ -192,9 +188,7 @@ def gaussian_means(mu: float, shadows: int, examples: int, seed: int) -> tuple[n
 
 
 @pytest.mark.parametrize(("fixed_variance", "expected"), [(True, 0.084), (False, 0.076)])
-def test_lira_on_gaussian_means_approaches_the_optimum_and_never_beats_it(
-    fixed_variance: bool, expected: float
-):
+def test_lira_on_gaussian_means_approaches_the_optimum_and_never_beats_it(fixed_variance: bool, expected: float):
     # μ = 1: AUC Φ(1/√2) = .7602, TPR at 1% .0924. With 15,000 a side the standard errors are .0027 and
     # .0056 (the latter with the threshold's own), the bounds 4 of them: a false alarm in 30,000 each.
     # 128 shadows still cost some power at 1%, to .084 and, with each example's own variances, .076 (means of
@@ -336,13 +330,9 @@ def test_an_exactly_half_design_biases_lira_on_null_signals_and_bernoulli_does_n
     rng = np.random.default_rng(16)
     signals = rng.standard_normal((models, 100_000))
     members = exactly_half(models, 100_000, seed=17)
-    assert auc(lira_scores(signals[0], signals[1:], members[1:]), members[0]) == pytest.approx(
-        area, abs=0.0073
-    )
+    assert auc(lira_scores(signals[0], signals[1:], members[1:]), members[0]) == pytest.approx(area, abs=0.0073)
     members = rng.random((models, 100_000)) < 0.5
-    assert auc(lira_scores(signals[0], signals[1:], members[1:]), members[0]) == pytest.approx(
-        0.5, abs=0.0073
-    )
+    assert auc(lira_scores(signals[0], signals[1:], members[1:]), members[0]) == pytest.approx(0.5, abs=0.0073)
 
 
 # Shadow classifier

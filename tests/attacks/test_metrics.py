@@ -44,9 +44,7 @@ def test_auc_is_the_mann_whitney_count_with_ties_half():
     rng = np.random.default_rng(1)
     scores, members = rng.integers(0, 6, 80).astype(float), rng.random(80) < 0.4
     difference = scores[members][:, None] - scores[~members][None]
-    assert auc(scores, members) == pytest.approx(
-        ((difference > 0) + 0.5 * (difference == 0)).mean(), abs=1e-12
-    )
+    assert auc(scores, members) == pytest.approx(((difference > 0) + 0.5 * (difference == 0)).mean(), abs=1e-12)
 
 
 def test_constant_scores_are_worth_nothing_at_any_fpr():
@@ -61,9 +59,7 @@ def test_infinite_scores_rank_at_the_ends():
     assert auc(np.array([np.inf, -np.inf, 0.0, 0.0]), members) == pytest.approx(0.875)
 
 
-@pytest.mark.parametrize(
-    ("mu", "area", "power"), [(0.0, 0.5, 0.01), (1.0, 0.7602, 0.0924), (2.0, 0.921, 0.372)]
-)
+@pytest.mark.parametrize(("mu", "area", "power"), [(0.0, 0.5, 0.01), (1.0, 0.7602, 0.0924), (2.0, 0.921, 0.372)])
 def test_gaussian_scores_reach_the_closed_form(mu: float, area: float, power: float):
     # AUC = Φ(μ/√2), TPR(F) = Φ(Φ⁻¹(F) + μ). With 200,000 a side the standard errors are at most .0009 and
     # .0033 (the latter with the threshold's own error, at μ=2); 4 of them, six checks: false alarms below 1
@@ -140,9 +136,7 @@ def test_bootstrap_equals_pooling_the_drawn_replicas_one_resample_at_a_time(tied
         reach = 2.5706 * np.sqrt(6 / 5)
         low, high = np.quantile([p[k] for p in pools], [ndtr(-reach), ndtr(reach)])
         value = naive_pool(scores, members, mask, range(6), 0.1)[k]
-        np.testing.assert_allclose(
-            [interval.value, interval.low, interval.high], [value, low, high], atol=1e-4
-        )
+        np.testing.assert_allclose([interval.value, interval.low, interval.high], [value, low, high], atol=1e-4)
     assert result.members == int(members[mask].sum())
     assert result.members + result.non_members == int(mask.sum())
 

@@ -74,9 +74,7 @@ def test_full_batches_reach_the_gaussian_closed_form_from_above(mu: float) -> No
 @pytest.mark.parametrize(
     ("rate", "noise", "steps"), [(0.15, 15.0, 300), (0.15, 0.8, 300), (0.01, 1.0, 1000), (0.5, 0.3, 3)]
 )
-def test_a_much_finer_grid_lowers_epsilon_by_under_one_in_ten_thousand(
-    rate: float, noise: float, steps: int
-) -> None:
+def test_a_much_finer_grid_lowers_epsilon_by_under_one_in_ten_thousand(rate: float, noise: float, steps: int) -> None:
     reached = epsilon_pld(noise, poisson(rate, steps), DELTA)
     step = privacy_loss_distribution.from_gaussian_mechanism(
         noise, sampling_prob=rate, value_discretization_interval=2e-5 * max(reached, 2.0)
@@ -138,9 +136,7 @@ def test_calibration_gives_the_known_noise_multipliers(epsilon: float, noise: fl
 
 @pytest.mark.parametrize("epsilon", [0.05, 0.5, 2.0, 8.0, 32.0, 128.0, 500.0])
 @pytest.mark.parametrize(("rate", "steps"), [(0.15, 300), (1.0, 40), (0.3, 2)])
-def test_calibrated_noise_is_safe_and_a_thousandth_less_is_not(
-    epsilon: float, rate: float, steps: int
-) -> None:
+def test_calibrated_noise_is_safe_and_a_thousandth_less_is_not(epsilon: float, rate: float, steps: int) -> None:
     events = poisson(rate, steps)
     noise = calibrate(epsilon, DELTA, events)
     assert epsilon_pld(noise, events, DELTA) <= epsilon < epsilon_pld(noise * 0.999, events, DELTA)

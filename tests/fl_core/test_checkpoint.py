@@ -108,7 +108,9 @@ class _Trap:
         return Path.touch, (self.mark,)
 
 
-@pytest.mark.parametrize("write", [lambda path, it: path.write_bytes(pickle.dumps(it)), lambda path, it: torch.save(it, path)])
+@pytest.mark.parametrize(
+    "write", [lambda path, it: path.write_bytes(pickle.dumps(it)), lambda path, it: torch.save(it, path)]
+)
 def test_nothing_is_unpickled(write, tmp_path: Path):
     mark = tmp_path / "mark"
     write(tmp_path / "state.safetensors", _Trap(mark))

@@ -106,9 +106,7 @@ def _forgetful(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("momentum", [0.0, 0.9])
 @pytest.mark.parametrize("backend", ["vmap", "loop", "auto"])
 def test_a_stack_of_ragged_lanes_is_a_plain_pytorch_loop(backend: str, momentum: float):
-    assert_same(
-        train(backend, optimizer=SGD(lr=0.2, momentum=momentum)), plain_pytorch(RAGGED, momentum=momentum)
-    )
+    assert_same(train(backend, optimizer=SGD(lr=0.2, momentum=momentum)), plain_pytorch(RAGGED, momentum=momentum))
 
 
 @pytest.mark.usefixtures("_forgetful")
@@ -214,8 +212,8 @@ class _Constant:
 
 @pytest.mark.usefixtures("_forgetful")
 def test_backends_agree_on_signed_adam_on_images():
-    # The inverting-gradients objective (Geiping et al. 2020, eq. 4): a gradient through a gradient. In float64, since
-    # a sign amplifies the last bit of a gradient near zero to a whole step.
+    # The inverting-gradients objective (Geiping et al. 2020, eq. 4): a gradient of a gradient. In
+    # float64, since a sign amplifies the last bit of a gradient near zero to a whole step.
     model = CNN((1, 8, 8), 5, width=4, halve="stride").double()
     lanes_, steps = 3, 24
     models = {name: value.double() for name, value in stack_of_models(model, lanes_).items()}
@@ -274,7 +272,7 @@ def test_an_unknown_backend_is_refused():
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize("backend", ["vmap", "loop"])
 def test_cuda_gives_the_cpu_s_numbers(backend: str):
-    # Without noise, which a GPU draws from its own generator; clipping stays. TF32 is off by default in matmuls only.
+    # Without noise, which a GPU draws from its own generator, and without TF32 in the convolutions.
     allowed = torch.backends.cudnn.allow_tf32
     torch.backends.cudnn.allow_tf32 = False
     try:

@@ -91,8 +91,8 @@ def test_no_canaries_leave_the_data_as_they_are():
 
 def test_membership_is_one_coin_an_example_and_a_replica():
     members = draw_members(64, 500, 0.3, run=0)
-    # False alarm 1e-6 for the total, and for the spread of the counts of each replica and each example (chi-square):
-    # an exactly-half design would have no spread at all.
+    # False alarm 1e-6 for the total, and for the spread of each replica's and each example's counts
+    # (chi-square), of which an exactly-half design would have none.
     total = int(members.sum())
     assert 2 * min(binom.cdf(total, 32_000, 0.3), binom.sf(total - 1, 32_000, 0.3)) > 1e-6
     for axis, trials in ((0, 64), (1, 500)):

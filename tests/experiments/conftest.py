@@ -1,0 +1,47 @@
+"""A tiny study, the same code as the demo's with everything small."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from hydra.core.global_hydra import GlobalHydra
+
+from experiments import run
+
+TINY = [
+    "data.limit=160",
+    "data.test_limit=60",
+    "rounds=3",
+    "replicas=4",
+    "shard=2",
+    "canaries=0.1",
+    "sampler.local_epochs=1",
+    "attack.victims=2",
+    "attack.reconstruction.iterations=4",
+    "attack.resamples=100",
+    "attack.fpr=0.1",
+]
+SWEEP = ["experiment=leakage_vs_epsilon", *TINY, "defense.epsilon=8,inf"]
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty working folder, so that results/ is the test's own."""
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture
+def mirage(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., None]]:
+    """Call the command line in this process, as `python -m experiments.run ARGUMENTS`."""
+
+    def call(*arguments: str) -> None:
+        GlobalHydra.instance().clear()
+        monkeypatch.setattr(sys, "argv", ["run.py", *arguments])
+        run.main()
+
+    yield call
+    GlobalHydra.instance().clear()

@@ -1,0 +1,83 @@
+"""What a person gets for a command that cannot work: one line, exit code 2, nothing written."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from tests.experiments.conftest import SWEEP, TINY
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["rounds=x"], "rounds is 'x'; it must be a whole number at least 1"),
+        (["rouns=3"], "did you mean rounds?"),
+        (["defense=dp_sgd", "defense.epslion=3"], "did you mean epsilon?"),
+        (["defense.epsilon=3"], "choose defense= one of dp_sgd, none"),
+        (["defense=dp_sdg"], "did you mean dp_sgd?"),
+        (["experiment=leakage"], "allowed: alice_and_bob, leakage_vs_epsilon"),
+        (["defense=dp_sgd", "defense.epsilon=-1"], "it must be a number above 0 or inf"),
+        (["defense=dp_sgd", "defense.epsilon=1e9"], "500"),
+        (["defense=dp_sgd", "defense.delta=0.1"], "defense.delta is 0.1"),
+        (["defense=dp_sgd", "defense.clip_norm=0"], "defense.clip_norm is 0"),
+        (["defense=dp_sgd", "sampler=shuffled"], "set sampler=poisson"),
+        (["clients=5000"], "only 1438 examples"),
+        (["sampler.batch_size=0"], "sampler.batch_size is 0"),
+        (["sampler.batch_size=900"], "no client has more than"),
+        (["replicas=2"], "replicas is 2"),
+        (["membership=1"], "membership is 1"),
+        (["about=5"], "about is 5"),
+        (["attack.victims=2000"], "attack.victims is 2000"),
+        (["attack.audit_with=lora"], "did you mean 'lira'?"),
+        (["backend=gpu"], "backend is 'gpu'; allowed: auto, loop, vmap"),
+        (["device=cpux"], "device is 'cpux'; allowed: auto, cpu, cuda"),
+        (["workers=0"], "workers"),
+        (["data.classes=[1,77]"], "data.classes names 77"),
+        (["data=parquet"], "data.path has no value"),
+        (["data=parquet", "data.path=missing.parquet"], "missing.parquet is not a file"),
+        (["data=folder", "data.path=missing"], "missing is not a folder"),
+        (["data=torchvision", "data.path=missing"], "data.download=true"),
+        (["nonsense"], "not of the form field=value"),
+        ([*SWEEP[:-1], "defense.epsilon=2,-1"], "defense.epsilon is -1"),
+        ([*SWEEP, "attack.fprr=0.1"], "did you mean fpr?"),
+    ],
+)
+def test_a_bad_input_is_one_line_with_exit_code_2_and_nothing_written(arguments, says, here, mirage, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        mirage(*arguments)
+    assert stopped.value.code == 2
+    printed = capsys.readouterr()
+    assert printed.err.startswith("mirage: ")
+    assert printed.err.count("\n") == 1
+    assert says in printed.err
+    assert printed.out == ""
+    assert not list(here.iterdir())
+
+
+def test_a_broken_data_file_is_named(here: Path, mirage, capsys):
+    Path("broken.parquet").write_bytes(b"PAR1 but no more")
+    with pytest.raises(SystemExit):
+        mirage("data=parquet", "data.path=broken.parquet")
+    assert "broken.parquet is not a readable parquet file" in capsys.readouterr().err
+    rows = pa.table({"image": [{"bytes": b"no picture", "path": None}] * 20, "label": [0, 1] * 10})
+    pq.write_table(rows, "pictures.parquet")
+    with pytest.raises(SystemExit):
+        mirage("data=parquet", "data.path=pictures.parquet")
+    assert "pictures.parquet, row" in capsys.readouterr().err
+
+
+def test_debug_shows_the_traceback(here, mirage, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        mirage("clients=5000", "debug=true")
+    assert stopped.value.code == 2
+    assert "Traceback" in capsys.readouterr().err
+
+
+def test_a_single_run_writes_its_table(here: Path, mirage, capsys):
+    mirage(*TINY, "workers=1", "backend=vmap", "name=mine")
+    assert "results/mine/table.md" in capsys.readouterr().out
+    assert (here / "results/mine/leakage_vs_epsilon.png").stat().st_size > 10_000
