@@ -25,25 +25,20 @@ class Defense:
 
     def prepare(self, events: Sequence[SamplingEvent]) -> Defense:
         """The defence ready for a run whose clients are sampled by `events`: calibrated, where there is noise."""
-        del events
         return self
 
     def example_rule(self, expected_batch: float) -> ExampleRule | None:
         """Acts on per-example gradients inside a client's step (`on_examples`); None leaves plain training."""
-        del expected_batch
         return None
 
     def on_update(self, updates: Tree, generators: Sequence[Sequence[torch.Generator]]) -> Tree:
         """Acts on each client's update [replicas, cohort, ...] before anyone sees it."""
-        del generators
         return updates
 
     def on_sum(self, total: Tree, generators: Sequence[torch.Generator]) -> Tree:
         """Acts on the weighted sum [replicas, ...] before the server uses it."""
-        del generators
         return total
 
     def guarantee(self, view: str, unit: Unit, events: Sequence[SamplingEvent]) -> PrivacyStatement | NoGuarantee:
         """What is promised to `unit` ("example" or "client") against `view`; `events` holds one event a client."""
-        del events
         return NoGuarantee(reason="the updates are sent as they are", unit=unit, view=view)

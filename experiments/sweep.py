@@ -31,14 +31,12 @@ class Study(Callback):
 
     def on_multirun_start(self, config: DictConfig, config_name: str | None = None, **kwargs: Any) -> None:
         """Build every cell of the sweep, so that a bad value in the last one costs no training."""
-        del kwargs
         with one_line_errors(debug=config.debug is True):
             for overrides in expand(config):
                 self.cells.append(build(resolved(compose(config_name or "config", overrides=overrides))))
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
         """Draw the study's figures and tables from the stored runs."""
-        del kwargs
         with one_line_errors(debug=config.debug is True):
             folders = list(dict.fromkeys(store.RUNS / cell.hash for cell in self.cells))
             if all(Path(folder).exists() for folder in folders):

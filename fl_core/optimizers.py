@@ -38,7 +38,6 @@ class SGD:
         return {name: torch.zeros_like(value) for name, value in variables.items()}
 
     def step(self, variables: Tree, gradients: Tree, slots: Tree, step: int) -> None:
-        del step
         moving = list(variables.values())
         directions = [gradients[name] for name in variables]
         if self.momentum:

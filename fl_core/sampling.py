@@ -54,7 +54,6 @@ class Shuffled:
 
     def draw(self, examples: Tensor, size: int, generator: torch.Generator) -> list[Tensor]:
         """Batches of entries of `examples` [n]; none at all for a client without examples."""
-        del size
         batches: list[Tensor] = []
         for _ in range(self.local_epochs):
             order = examples[torch.randperm(len(examples), generator=generator)]
@@ -63,7 +62,6 @@ class Shuffled:
 
     def event(self, size: int, rounds: int) -> SamplingEvent:
         """One visit an epoch, without amplification by sampling."""
-        del size
         return SamplingEvent(sampler="shuffled", rate=1.0, steps=self.local_epochs * rounds)
 
 

@@ -36,7 +36,6 @@ class LabelOnly:
 
         Raises InputError without shadows.
         """
-        del outputs
         share = require_shadows(self.name, knowledge).members.mean(axis=0, dtype=np.float64)
         _, kind = np.unique(knowledge.labels, return_inverse=True)
         total, count = np.bincount(kind, share)[kind] - share, np.bincount(kind)[kind] - 1
@@ -58,7 +57,6 @@ class Blind:
 
         Raises InputError without shadows.
         """
-        del outputs  # the point of this baseline
         members = require_shadows(self.name, knowledge).members
         share_out: NDArray[np.float64] = 1.0 - members.mean(axis=0, dtype=np.float64)
         return share_out

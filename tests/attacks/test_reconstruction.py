@@ -183,7 +183,7 @@ def test_backends_agree_on_the_attack(victims: ImageSet):
     # Few steps: a sign amplifies the last bit of a gradient near zero, so that long runs in float32 part.
     short = InvertingGradients(restarts=2, iterations=3)
     seen = observed(victims, cnn())
-    stacked, single = (short.run(seen, knowledge(cnn()), backend=b) for b in ("vmap", "loop"))  # type: ignore[arg-type]
+    stacked, single = (short.run(seen, knowledge(cnn()), backend=b) for b in ("vmap", "loop"))
     torch.testing.assert_close(stacked.images, single.images, rtol=0, atol=1e-5)
     torch.testing.assert_close(stacked.objective, single.objective, rtol=0, atol=1e-5)
 

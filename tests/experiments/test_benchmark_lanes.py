@@ -1,4 +1,4 @@
-"""The benchmark of the lane engine runs in its quick form; times are asserted only where the margin is wide."""
+"""The benchmark of the lane engine, in its quick form; times are asserted only where the margin is wide."""
 
 from __future__ import annotations
 

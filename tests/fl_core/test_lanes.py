@@ -69,7 +69,7 @@ def train(
         optimizer or SGD(lr=0.2, momentum=0.9),
         rule=rule,
         generators=[generator(0, "noise", lane, device=device) for lane in range(len(plan))],
-        backend=backend,  # type: ignore[arg-type]
+        backend=backend,
     )
     return {name: value.cpu() for name, value in found.items()}
 
@@ -170,7 +170,7 @@ def test_results_do_not_depend_on_how_lanes_are_chunked(backend: str):
             ClassificationLosses(model),
             feed_of(RAGGED[which]),
             SGD(lr=0.2, momentum=0.9),
-            backend=backend,  # type: ignore[arg-type]
+            backend=backend,
         )
 
     parts = [chunk(slice(0, 1)), chunk(slice(1, 3)), chunk(slice(3, 4))]
@@ -184,8 +184,7 @@ def test_the_same_call_gives_the_same_bits_and_leaves_its_input_alone(backend: s
     kept = {name: value.clone() for name, value in start.items()}
     model = CNN((1, 8, 8), 5, width=4)
     runs = [
-        descend(start, ClassificationLosses(model), feed_of(RAGGED), SGD(lr=0.2), backend=backend)  # type: ignore[arg-type]
-        for _ in range(2)
+        descend(start, ClassificationLosses(model), feed_of(RAGGED), SGD(lr=0.2), backend=backend) for _ in range(2)
     ]
     for name, value in runs[0].items():
         assert torch.equal(value, runs[1][name])
@@ -240,7 +239,7 @@ def test_backends_agree_on_signed_adam_on_images():
             objective,
             _Constant((models, observed, labels[:, None]), steps),
             SignedAdam(lr=0.1, steps=steps),
-            backend=backend,  # type: ignore[arg-type]
+            backend=backend,
         )
         for backend in ("vmap", "loop", "auto")
     }
@@ -258,7 +257,7 @@ def test_each_step_is_reported_where_the_backend_goes_step_by_step():
             ClassificationLosses(model),
             feed_of(RAGGED),
             SGD(lr=0.1),
-            backend=backend,  # type: ignore[arg-type]
+            backend=backend,
             on_step=seen.append,
         )
         assert seen == expected

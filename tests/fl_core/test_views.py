@@ -155,7 +155,7 @@ def test_an_attack_refuses_a_view_that_does_not_show_what_it_needs(view: type[Re
     observation, _ = observe(view)
     knowledge = ReconstructionKnowledge(model=model(), shape=(1, 2, 2), classes=2)
     with pytest.raises(InputError, match=rf"inverting gradients needs the view server; .* {view.view}, which"):
-        InvertingGradients().run(observation, knowledge)  # type: ignore[arg-type]
+        InvertingGradients().run(observation, knowledge)
 
 
 def test_a_view_that_shows_more_is_accepted():
