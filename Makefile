@@ -21,7 +21,7 @@ setup: .venv/ready
 	$(PYTHON) -c 'import sys; sys.exit("Mirage needs Python 3.11 or newer; this is %d.%d (set PYTHON=python3.11, say)" % sys.version_info[:2] if sys.version_info < (3, 11) else 0)'
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt uv
-	$(BIN)/uv pip install --quiet --python $(BIN)/python --constraint constraints.txt --editable '.[dev]'
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --compile-bytecode --constraint constraints.txt --editable '.[dev]'
 	touch $@
 
 clean:

@@ -14,8 +14,9 @@ def norms(tree: Tree, lead: int) -> Tensor:
     """Euclidean norms over all leaves together, keeping the first `lead` axes."""
     # A reshape, since a parameter may be a single number, without an axis of its own to flatten.
     rows = [value.reshape(*value.shape[:lead], math.prod(value.shape[lead:])) for value in tree.values()]
-    squares = [row.square().sum(-1) for row in rows]
-    return torch.stack(squares).sum(0).sqrt()
+    each = torch.stack([torch.linalg.vector_norm(row, dim=-1) for row in rows])
+    whole: Tensor = torch.linalg.vector_norm(each, dim=0)
+    return whole
 
 
 def clip_factors(lengths: Tensor, clip_norm: float) -> Tensor:

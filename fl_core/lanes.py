@@ -83,6 +83,7 @@ class _Problem:
 
 _fastest: dict[tuple[object, ...], Literal["vmap", "loop"]] = {}
 _TRIAL_STEPS = 3  # the first warms up, the others are timed
+_HOPELESS = 1.1  # a backend that is so many times slower in a timed step is tried no longer
 
 
 def descend(
@@ -147,14 +148,16 @@ def _choose(problem: _Problem, variables: Tree, slots: Tree) -> tuple[Literal["v
         return ("loop" if first.device.type == "cpu" else "vmap"), 0
     seconds: dict[Literal["vmap", "loop"], float] = {}
     step = 0
-    for backend in ("vmap", "loop"):
-        for _ in range(_TRIAL_STEPS):
+    for backend in ("loop", "vmap"):
+        for trial in range(_TRIAL_STEPS):
             _synchronize(first.device)
             began = time.perf_counter()
             _run(backend, problem, variables, slots, step, step + 1)
             _synchronize(first.device)
             seconds[backend] = min(seconds.get(backend, float("inf")), time.perf_counter() - began)
             step += 1
+            if trial and seconds[backend] > _HOPELESS * seconds["loop"]:
+                break
     _fastest[kind] = min(seconds, key=lambda backend: seconds[backend])
     return _fastest[kind], step
 
@@ -172,12 +175,12 @@ def _run_stacked(
     stop: int,
     on_step: Callable[[int], object] | None,
 ) -> None:
-    mean_gradient = vmap(grad(problem.mean_loss))
+    leaves, mean_loss = _leaves(variables), vmap(problem.mean_loss)
     example_gradients = vmap(vmap(grad(problem.example_loss), in_dims=(None, 0)))
     for step in range(start, stop):
         batch = problem.feed.stacked(step)
         if problem.rule is None:
-            gradients = mean_gradient(variables, batch.mask, batch.inputs)
+            gradients = _gradients(mean_loss(leaves, batch.mask, batch.inputs), leaves)
         elif batch.mask.shape[1]:
             gradients = example_gradients(variables, batch.inputs)
         else:
@@ -213,27 +216,24 @@ def _run_one_by_one(
     stop: int,
     on_step: Callable[[int], object] | None,
 ) -> None:
-    example_gradients = vmap(grad(problem.example_loss), in_dims=(None, 0))
+    example_losses = vmap(problem.example_loss)
     for lane in range(next(iter(variables.values())).shape[0]):
         # Views into the stacked storage: what moves here moves there.
         mine = {name: value[lane] for name, value in variables.items()}
         my_slots = {name: value[lane] for name, value in slots.items()}
-        leaves = {name: value.detach().requires_grad_() for name, value in mine.items()}
+        leaves = _leaves(mine)
         for step in range(start, stop):
             batch = problem.feed.one(step, lane)
             if batch is None:
                 continue
             inputs = _each(batch.inputs, lambda value: value[0])
             if problem.rule is None:
-                loss = problem.losses(leaves, *inputs).mean()
-                found = torch.autograd.grad(loss, list(leaves.values()))
-                gradients = dict(zip(leaves, found, strict=True))
+                gradients = _gradients(problem.losses(leaves, *inputs).mean(), leaves)
             else:
-                examples = (
-                    example_gradients(mine, inputs)
-                    if batch.mask.shape[1]
-                    else {name: value.new_zeros(0, *value.shape) for name, value in mine.items()}
-                )
+                # An empty batch has no loss to differentiate; its copies [0, ...] are the gradients' shape.
+                examples = copies = _leaves(_copies(mine, batch.mask.shape[1]))
+                if batch.mask.shape[1]:
+                    examples = _gradients(example_losses(copies, inputs), copies)
                 with torch.no_grad():
                     stacked = {name: value.unsqueeze(0) for name, value in examples.items()}
                     step_gradient = problem.rule.on_examples(stacked, batch.mask, problem.generators[lane : lane + 1])
@@ -242,6 +242,26 @@ def _run_one_by_one(
                 problem.optimizer.step(mine, gradients, my_slots, step)
     if on_step is not None and stop > start:
         on_step(stop - 1)
+
+
+def _leaves(variables: Tree) -> Tree:
+    """The same values, in the same storage, as places where gradients end."""
+    return {name: value.detach().requires_grad_() for name, value in variables.items()}
+
+
+def _copies(variables: Tree, count: int) -> Tree:
+    """One lane's variables [count, ...], an example's own copy each, without taking memory."""
+    return {name: value.expand(count, *value.shape) for name, value in variables.items()}
+
+
+def _gradients(losses: Tensor, leaves: Tree) -> Tree:
+    """Each leaf's gradient of the losses' sum, where lanes (or examples with copies of their own) share no leaf.
+
+    Plain autograd around `vmap` gives the numbers of `torch.func.grad` inside it, in less time and without importing
+    torch's compiler, which takes seconds. For examples that share their lane's variables `grad` is the faster.
+    """
+    found = torch.autograd.grad(losses.sum(), list(leaves.values()), materialize_grads=True)
+    return dict(zip(leaves, found, strict=True))
 
 
 def _each(inputs: tuple[Input, ...], change: Callable[[Tensor], Tensor]) -> tuple[Input, ...]:

@@ -6,13 +6,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call, grad
 
 from attacks.reconstruction.labels import infer_single_label
 from fl_core.errors import InputError, check_number
 from fl_core.lanes import Backend, Batch, descend
+from fl_core.models import cross_entropy
 from fl_core.optimizers import SignedAdam, Tree
 from fl_core.seeds import generator
 from fl_core.views import Server, require_view
@@ -144,7 +144,7 @@ class _Objective:
         pixels = variables["pixels"]
 
         def task(parameters: Tree) -> Tensor:
-            return F.cross_entropy(functional_call(self.model, parameters, (pixels,)), label)
+            return cross_entropy(functional_call(self.model, parameters, (pixels,)), label).mean()
 
         guess = grad(task)(model)
         along = torch.stack([(guess[name] * observed[name]).sum() for name in guess]).sum()
