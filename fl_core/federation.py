@@ -119,9 +119,8 @@ def play_round(federation: Federation, round: int, model: Tree, recorder: Record
     recorder.received(round, cohort, shares, updates)
 
     total = weighted_sum(updates, shares)
-    total = defense.on_sum(
-        total, [row[0] for row in _generators(federation, "sum noise", round, torch.zeros_like(cohort[:, :1]))]
-    )
+    server = torch.zeros(len(cohort), 1, dtype=torch.long)
+    total = defense.on_sum(total, [row[0] for row in _generators(federation, "sum noise", round, server)])
     recorder.summed(round, total)
 
     return algorithm.server_step(model, total)
