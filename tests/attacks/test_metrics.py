@@ -136,6 +136,9 @@ def test_bootstrap_equals_pooling_the_drawn_replicas_one_resample_at_a_time(tied
         reach = 2.5706 * np.sqrt(6 / 5)
         low, high = np.quantile([p[k] for p in pools], [ndtr(-reach), ndtr(reach)])
         value = naive_pool(scores, members, mask, range(6), 0.1)[k]
+        if interval is result.tpr:  # never narrower than its own count allows
+            exact = clopper_pearson(round(value * result.members), result.members)
+            low, high = min(low, exact.low), max(high, exact.high)
         np.testing.assert_allclose([interval.value, interval.low, interval.high], [value, low, high], atol=1e-4)
     assert result.members == int(members[mask].sum())
     assert result.members + result.non_members == int(mask.sum())
@@ -156,6 +159,14 @@ def test_replicas_with_members_only_can_stand_in_a_pool():
     result = bootstrap_over_replicas(scores, members, fpr=1.0, resamples=200)
     assert result.auc.value == pytest.approx(6 / 9)
     assert np.isfinite([result.auc.low, result.auc.high, result.tpr.low, result.tpr.high]).all()
+
+
+def test_a_rate_of_zero_keeps_an_interval():
+    scores = np.tile(np.r_[np.full(50, 1.0), np.full(50, 0.0)], (4, 1))  # non-members on top: no member is found
+    members = np.tile(np.arange(100) >= 50, (4, 1))
+    tpr = bootstrap_over_replicas(scores, members, fpr=0.1).tpr
+    assert (tpr.value, tpr.low) == (0.0, 0.0)
+    assert tpr.high == pytest.approx(1 - 0.025 ** (1 / 200))  # Clopper and Pearson: 0 of 200
 
 
 def test_an_interval_over_one_replica_is_refused():
