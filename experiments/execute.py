@@ -19,14 +19,14 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
-from safetensors.numpy import load_file
 from tqdm import tqdm
 
 from defenses.bounds import TradeOff
 from experiments import store, tasks
 from experiments.cell import Cell
-from experiments.scoring import accuracy_rows, reconstruction_rows, score_files, target_parts
-from fl_core.checkpoint import load_tensors, save_tensors, write_bytes, write_json, write_text
+from experiments.pieces import probe_parts, stored_scores, target_parts
+from experiments.scoring import accuracy_rows, reconstruction_rows
+from fl_core.checkpoint import load_tensors, read_json, save_tensors, write_bytes, write_json, write_text
 from fl_core.errors import InputError
 
 POLL_SECONDS = 0.5
@@ -74,7 +74,7 @@ def _work(cell: Cell, pieces: Path, label: str) -> None:
     with joblib.Parallel(n_jobs=workers(cell)) as parallel, _progress(cell, pieces, label):
         parallel(
             [joblib.delayed(tasks.train)(config, pieces, shard) for shard in range(len(cell.shards()))]
-            + [joblib.delayed(tasks.probe)(config, pieces, part) for part in range(tasks.probe_parts(cell))]
+            + [joblib.delayed(tasks.probe)(config, pieces, part) for part in range(probe_parts(cell))]
             + [joblib.delayed(tasks.account)(config, pieces)]
         )
         parallel(
@@ -125,15 +125,13 @@ def _seal(cell: Cell, pieces: Path, final: Path, seconds: float) -> None:
     sealed = pieces / "sealed"
     shutil.rmtree(sealed, ignore_errors=True)
     trained = [load_tensors(pieces / f"train-{shard}.safetensors") for shard in range(len(cell.shards()))]
-    probed = [load_tensors(pieces / f"probe-{part}.safetensors")[0] for part in range(tasks.probe_parts(cell))]
+    probed = [load_tensors(pieces / f"probe-{part}.safetensors")[0] for part in range(probe_parts(cell))]
     # [rounds][replicas]
     accuracy = [
         [value for _, facts in trained for value in facts["accuracy"][round]] for round in range(cell.config["rounds"])
     ]
-    account = json.loads((pieces / "account.json").read_text())
-    measured = {
-        attack: json.loads((pieces / f"measure-{attack}.json").read_text()) for attack in cell.membership_attacks
-    }
+    account = read_json(pieces / "account.json")
+    measured = {attack: read_json(pieces / f"measure-{attack}.json") for attack in cell.membership_attacks}
 
     rows = [row for found in measured.values() for row in found["rows"]]
     _add_ceilings(rows, account, cell.config["attack"]["fpr"])
@@ -207,7 +205,7 @@ def _write_scores(cell: Cell, pieces: Path, path: Path) -> None:
     """One line an attack, target replica and example; whether it was a member is not said here."""
     columns: dict[str, list[Any]] = {"attack": [], "replica": [], "example": [], "score": []}
     for attack in cell.membership_attacks:
-        scores = np.concatenate([load_file(part)["scores"] for part in score_files(pieces, attack, cell)])
+        scores = stored_scores(pieces, attack, cell)
         replica, example = np.indices(scores.shape)
         columns["attack"].append(np.full(scores.size, cell.membership_attacks[attack].name))
         columns["replica"].append(replica.ravel().astype(np.int32))

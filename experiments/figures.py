@@ -29,6 +29,8 @@ from fl_core.checkpoint import load_tensors
 STYLE = Path(__file__).parent / "mirage.mplstyle"
 # Okabe and Ito's palette: told apart by colour-blind readers; line style and marker tell them apart in grey.
 BLUE, ORANGE, GREEN, PURPLE, SKY, GREY = "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#555555"
+# With a tick at each cell, so that a study of one finite ε shows it too.
+CEILING: dict[str, Any] = {"linestyle": (0, (1, 1)), "linewidth": 1, "marker": "_", "markersize": 5}
 MEMBERSHIP_STYLES = ((BLUE, "o", "-"), (GREEN, "^", "-"), (PURPLE, "s", "-"), (GREY, "x", ":"))
 
 
@@ -95,7 +97,7 @@ def _membership(axes: Axes, cells: Sequence[CellResult], metric: str) -> None:
     known = [(x, value) for x, value in ceilings if value is not None]
     if known:
         x, y = map(np.array, zip(*known, strict=True))
-        axes.plot(x, y, color="black", linestyle=(0, (1, 1)), linewidth=1, label="ceiling that ε allows")
+        axes.plot(x, y, color="black", **CEILING, label="ceiling that ε allows")
         axes.fill_between(x, y, 1.02, color="0.93", linewidth=0)
 
 
@@ -162,13 +164,14 @@ def leakage_vs_epsilon(cells: Sequence[CellResult], title: str) -> Figure:
             linewidth=1,
             label="blind: uniform guess",
         )
-        labels.set_ylim(-0.02, 1.04)
+        labels.set_ylim(-0.02, 1.5)
+        labels.set_yticks(np.linspace(0, 1, 6))
         _axis(utility, cells, "test accuracy", "f  Utility")
         _line(utility, cells, lambda cell: cell.row("utility", "accuracy"), color=BLUE, marker="o", markersize=4)
         utility.set_ylim(0, 1.02)
         for one in axes[1]:
             one.set_xlabel("ε (∞: no defence)")
-        picture.set_ylim(0, None)
+        picture.set_ylim(0, 1.6 * picture.get_ylim()[1])  # room for the legend
         for one in (picture, labels, audit):
             one.legend(loc="upper left")
         handles, words = auc.get_legend_handles_labels()
@@ -187,7 +190,7 @@ def _audit_panel(axes: Axes, cells: Sequence[CellResult]) -> None:
     ]
     finite = [(at, cell.accounted) for at, cell in zip(x, cells, strict=True) if math.isfinite(cell.accounted)]
     if finite:
-        axes.plot(*zip(*finite, strict=True), color="black", linestyle=(0, (1, 1)), linewidth=1, label="accounted")
+        axes.plot(*zip(*finite, strict=True), color="black", **CEILING, label="accounted")
     if audits:
         at = [one for one, _ in audits]
         axes.plot(

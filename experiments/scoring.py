@@ -8,12 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from safetensors.numpy import load_file
+import torch
 
 from attacks.audit import audit_one_run
 from attacks.metrics import Interval, bootstrap_over_replicas, clopper_pearson, mean_interval, psnr, roc_band, supports
 from experiments.cell import Cell
-from experiments.tasks import probe_parts, released_outputs, score_one
+from experiments.pieces import probe_parts, released_outputs, score_one, stored_scores, target_parts
+from fl_core.checkpoint import load_tensors
 
 GROUPS = ("canary", "ordinary")
 EXACT_DB = 100.0
@@ -50,7 +51,7 @@ def _row(interval: Interval | None, **fields: Any) -> dict[str, Any]:
 def membership_rows(cell: Cell, folder: Path, attack: str) -> dict[str, Any]:
     """Rows, ROC bands and, for the auditor's attack, the lower bound on ε."""
     settings = cell.config["attack"]
-    scores = np.concatenate([load_file(path)["scores"] for path in score_files(folder, attack, cell)])
+    scores = stored_scores(folder, attack, cell)
     members = cell.members.numpy()
     name = cell.membership_attacks[attack].name
     knowledge = "the defence, the training recipe, shadow replicas on the same distribution"
@@ -78,16 +79,6 @@ def groups(cell: Cell) -> dict[str, np.ndarray[Any, np.dtype[np.bool_]]]:
     candidates = cell.candidates.numpy()
     masks = dict(zip(GROUPS, (cell.canary.numpy() & candidates, ~cell.canary.numpy() & candidates), strict=True))
     return {group: mask for group, mask in masks.items() if mask.any()}
-
-
-def score_files(folder: Path, attack: str, cell: Cell) -> list[Path]:
-    return [folder / f"score-{attack}-{start}.safetensors" for start, _ in target_parts(cell)]
-
-
-def target_parts(cell: Cell) -> list[tuple[int, int]]:
-    """Targets scored by one task; two halves."""
-    half = -(-cell.replicas // 2)
-    return [(0, half), (half, cell.replicas)]
 
 
 def _audit(cell: Cell, folder: Path, attack: str) -> dict[str, Any]:
@@ -122,10 +113,10 @@ def accuracy_rows(cell: Cell, accuracy: list[list[float]]) -> list[dict[str, Any
 
 def reconstruction_rows(cell: Cell, folder: Path) -> list[dict[str, Any]]:
     """PSNR of the attacker's choice, of the best restart in hindsight, of blind guesses; and the label's recall."""
-    parts = [load_file(folder / f"probe-{part}.safetensors") for part in range(probe_parts(cell))]
+    parts = [load_tensors(folder / f"probe-{part}.safetensors")[0] for part in range(probe_parts(cell))]
     if not parts:
         return []
-    stored = {name: np.concatenate([part[name] for part in parts]) for name in parts[0] if "." not in name}
+    stored = {name: torch.cat([part[name] for part in parts]).numpy() for name in parts[0] if "." not in name}
     truth, recovered = stored["true_images"], stored["recovered"]
     count = len(truth)
     selected = psnr(recovered[np.arange(count), stored["chosen"]], truth)

@@ -13,23 +13,19 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors.numpy import load_file, save
 
-from attacks.base import MembershipKnowledge, Shadows
 from attacks.reconstruction.gradient_matching import ReconstructionKnowledge
 from defenses.accounting import epsilon_pld, epsilon_rdp
 from defenses.bounds import trade_off_pld
-from experiments.cell import Cell, build
-from fl_core.checkpoint import load_tensors, save_tensors, write_bytes, write_json, write_text
+from experiments.cell import build
+from experiments.pieces import PROBE_BATCH, released_outputs, score_one, victims
+from experiments.scoring import membership_rows
+from fl_core.checkpoint import load_tensors, save_tensors, write_json, write_text
 from fl_core.federation import Federation, run
 from fl_core.models import logits
 from fl_core.optimizers import Tree
 from fl_core.sampling import Poisson
-from fl_core.seeds import generator
 from fl_core.views import Recorder, ReleasedModel, Server, require_view
-
-PROBE_BATCH = 6
-"""Victims attacked together; fixed, so that no worker count changes a number."""
 
 
 def train(config: dict[str, Any], folder: Path, shard: int) -> None:
@@ -72,17 +68,6 @@ def train(config: dict[str, Any], folder: Path, shard: int) -> None:
         {"accuracy": history},
     )
     saved.unlink(missing_ok=True)
-
-
-def victims(cell: Cell) -> torch.Tensor:
-    """The rows of the probe's victims: ordinary examples (of the client in question), drawn by the seed."""
-    eligible = torch.nonzero(~cell.canary & cell.candidates).flatten()
-    order = torch.randperm(len(eligible), generator=generator(cell.config["seed"], "victims"))
-    return eligible[order][: cell.config["attack"]["victims"]]
-
-
-def probe_parts(cell: Cell) -> int:
-    return -(-len(victims(cell)) // PROBE_BATCH)
 
 
 def probe(config: dict[str, Any], folder: Path, part: int) -> None:
@@ -156,26 +141,7 @@ def score(config: dict[str, Any], folder: Path, attack: str, targets: tuple[int,
     outputs = released_outputs(folder, cell)
     others = np.arange(cell.replicas)
     rows = [score_one(cell, attack, outputs, target, others[others != target]) for target in range(*targets)]
-    write_bytes(done, save({"scores": np.stack(rows)}))
-
-
-def score_one(
-    cell: Cell, attack: str, outputs: np.ndarray[Any, Any], target: int, shadows: Any
-) -> np.ndarray[Any, Any]:
-    """One target's scores [examples]. The attacker gets the target's outputs, and its own shadows' membership."""
-    members = cell.members.numpy()
-    knowledge = MembershipKnowledge(
-        labels=cell.pool.labels.cpu().numpy(),
-        shadows=Shadows(outputs=outputs[shadows], members=members[shadows]),
-    )
-    scores: np.ndarray[Any, Any] = cell.membership_attacks[attack].run(outputs[target], knowledge)
-    return scores
-
-
-def released_outputs(folder: Path, cell: Cell) -> np.ndarray[Any, Any]:
-    """Logits of every replica's released model [replicas, examples, classes], float64."""
-    parts = [load_file(folder / f"train-{shard}.safetensors")["outputs"] for shard in range(len(cell.shards()))]
-    return np.concatenate(parts).astype(np.float64)
+    save_tensors(done, {"scores": torch.from_numpy(np.stack(rows))})
 
 
 def measure(config: dict[str, Any], folder: Path, attack: str) -> None:
@@ -184,8 +150,6 @@ def measure(config: dict[str, Any], folder: Path, attack: str) -> None:
     if done.exists():
         return
     _one_thread()
-    from experiments.scoring import membership_rows
-
     write_json(done, membership_rows(build(config), folder, attack))
 
 

@@ -34,6 +34,14 @@ def write_json(path: Path, value: Any) -> None:
     write_text(path, json.dumps(value, indent=2, sort_keys=True) + "\n")
 
 
+def read_json(path: Path) -> Any:
+    """Read back what `write_json` wrote; InputError where the file is missing or damaged."""
+    try:
+        return json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path} is missing or damaged ({_brief(error)}); delete it and run again") from error
+
+
 def save_tensors(path: Path, tensors: dict[str, Tensor], facts: dict[str, Any] | None = None) -> None:
     """Write tensors and a few facts (JSON) as one safetensors file, atomically.
 
@@ -53,9 +61,11 @@ def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
             tensors = {name: file.get_tensor(name).clone() for name in order}
             return tensors, json.loads(metadata.get("facts", "{}"))
     except (SafetensorError, OSError, ValueError) as error:
-        raise InputError(
-            f"{path} is missing or damaged ({str(error).splitlines()[0][:120]}); delete it and run again"
-        ) from error
+        raise InputError(f"{path} is missing or damaged ({_brief(error)}); delete it and run again") from error
+
+
+def _brief(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0][:120]
 
 
 def all_finite(tensors: dict[str, Tensor]) -> bool:

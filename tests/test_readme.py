@@ -1,0 +1,82 @@
+"""The README's numbers are those of the committed results."""
+
+from __future__ import annotations
+
+import csv
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text()
+HEADS = {
+    "leakage_vs_epsilon": ("ε", "test accuracy", "canaries: AUC", "canaries: TPR at 1% FPR", "ordinary: AUC",
+                           "audited ε ≥", "PSNR, dB", "labels found"),
+    "alice_and_bob": ("ε", "test accuracy", "canaries: AUC", "canaries: TPR at 1% FPR", "ordinary: AUC",
+                      "audited ε ≥", "PSNR, dB", "labels found"),
+}  # fmt: skip
+
+
+def rows(study: str) -> list[dict[str, str]]:
+    return list(csv.DictReader((ROOT / "results" / study / "table.csv").open()))
+
+
+def value(found: list[dict[str, str]], digits: int, **wanted: str) -> str:
+    (row,) = [row for row in found if all(row[name] == one for name, one in wanted.items())]
+    number = f"{float(row['value']):.{digits}f}"
+    return f"{number} [{float(row['low']):.{digits}f}, {float(row['high']):.{digits}f}]" if row["low"] else number
+
+
+def table(study: str) -> str:
+    """The README's table of a study, from its table.csv."""
+    lines = ["| " + " | ".join(HEADS[study]) + " |", "|" + " --- |" * len(HEADS[study])]
+    everything = rows(study)
+    for epsilon in sorted({row["epsilon"] for row in everything}, key=float):
+        found = [row for row in everything if row["epsilon"] == epsilon]
+        cells = [
+            "∞" if epsilon == "inf" else f"{float(epsilon):g}",
+            value(found, 3, metric="accuracy"),
+            value(found, 3, attack="LiRA", group="canary", metric="auc"),
+            value(found, 3, attack="LiRA", group="canary", metric="tpr"),
+            value(found, 3, attack="LiRA", group="ordinary", metric="auc"),
+            value(found, 2, metric="epsilon_lower_bound"),
+            value(found, 1, attack="inverting gradients", metric="psnr"),
+            value(found, 2, metric="label_recall"),
+        ]
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+@pytest.mark.parametrize("study", HEADS)
+def test_the_readme_s_table_is_the_committed_one(study: str):
+    assert table(study) in README, f"the README should hold this table:\n{table(study)}"
+
+
+def test_the_committed_demo_reaches_what_it_promises():
+    found = [row for row in rows("leakage_vs_epsilon") if row["epsilon"] == "inf"]
+    assert float(value(found, 9, attack="LiRA", group="canary", metric="auc").split()[0]) >= 0.85
+    assert float(value(found, 9, attack="LiRA", group="canary", metric="tpr").split()[0]) >= 0.25
+    assert float(value(found, 9, metric="accuracy").split()[0]) >= 0.93
+    private = [row for row in rows("leakage_vs_epsilon") if row["epsilon"] == "0.5"]
+    for group in ("canary", "ordinary"):
+        (row,) = [r for r in private if (r["attack"], r["group"], r["metric"]) == ("LiRA", group, "auc")]
+        assert float(row["low"]) <= 0.5 <= float(row["high"])
+    for row in rows("leakage_vs_epsilon"):
+        if row["metric"] == "epsilon_lower_bound":
+            assert float(row["value"]) <= float(row["accounted_epsilon"])
+
+
+def test_every_file_that_the_readme_links_to_exists():
+    for target in re.findall(r"\]\(([^)#]+)\)", README):
+        assert (ROOT / target).exists(), target
+
+
+def test_the_readme_s_speed_table_is_the_committed_benchmark():
+    stored = json.loads((ROOT / "results/benchmarks/lanes.json").read_text())
+    for row in stored["rows"]:
+        line = next((line for line in README.splitlines() if line.startswith(f"| {row['name']} |")), None)
+        assert line is not None, row["name"]
+        for contender in ("loop", "vmap", "auto"):
+            assert f"{row['ratios'][contender]['median']:.2f}" in line, (row["name"], contender)
