@@ -24,7 +24,9 @@ def app(config: DictConfig) -> None:
     with one_line_errors(debug=config.debug is True):
         cell = build(resolved(config))
         sweeping = settings.mode == RunMode.MULTIRUN
-        label = f"cell {settings.job.num + 1}: {settings.job.override_dirname}" if sweeping else ""
+        epsilon = config.defense.get("epsilon")
+        number = f"cell {settings.job.num + 1}" if sweeping else str(config.name)
+        label = number if epsilon is None else f"{number}, ε = {epsilon:g}"
         folder = execute(cell, label)
         if not sweeping:
             report.write([folder], config.name, config.title, command())
