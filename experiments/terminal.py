@@ -84,8 +84,8 @@ def _first_bad_override(overrides: list[str]) -> str:
         except HydraException:
             return f"the value of {name} cannot be read: {value!r}; quote it if it holds special characters"
         first = next(iter(parsed.sweep_string_iterator())) if parsed.is_sweep_override() else value
+        here = compose("config", overrides=taken)
         try:
-            here = compose("config", overrides=taken)
             compose("config", overrides=[*taken, f"{name}={first}"])
         except (HydraException, OmegaConfBaseException) as error:
             return _unknown(name, first, here, str(error))
