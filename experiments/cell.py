@@ -57,6 +57,13 @@ class Cell:
         return len(self.members)
 
     @property
+    def delta(self) -> float | None:
+        """The δ of the defence's guarantee; None where nothing is guaranteed (at ε = ∞ there is no defence)."""
+        fixed = getattr(self.defense, "noise_multiplier", None) is not None
+        promised = fixed or math.isfinite(getattr(self.defense, "epsilon", math.inf))
+        return float(getattr(self.defense, "delta", 0.0)) if promised else None
+
+    @property
     def candidates(self) -> Tensor:
         """Whose membership is in question [examples]: one client's examples, or everybody's."""
         about = self.config["about"]
@@ -109,12 +116,6 @@ def build(config: Mapping[str, Any]) -> Cell:
             f"sampler.batch_size is {algorithm.sampler.batch_size}, but no client has more than {largest} examples; "
             "lower it or give the clients more"
         )
-    delta = getattr(defense, "delta", None)
-    if delta is not None and not math.isinf(getattr(defense, "epsilon", 0.0)) and delta >= 1 / len(pool):
-        raise InputError(
-            f"defense.delta is {delta:g}; it must be below one over the number of examples, "
-            f"1/{len(pool)} = {1 / len(pool):.2g}"
-        )
     victims = config["attack"]["victims"]
     ordinary = int((~canary).sum())
     if victims > ordinary:
@@ -122,7 +123,7 @@ def build(config: Mapping[str, Any]) -> Cell:
     if config["about"] is not None:
         check_number("about", config["about"], minimum=0, maximum=config["clients"] - 1, integer=True)
     hashed = {name: value for name, value in config.items() if name not in FREE} | {"device": device.type}
-    return Cell(
+    cell = Cell(
         config=config,
         hash=store.run_hash(hashed, fingerprint),
         device=device,
@@ -138,6 +139,12 @@ def build(config: Mapping[str, Any]) -> Cell:
         membership_attacks={name: _make(one) for name, one in config["attack"]["membership"].items()},
         reconstruction=_make(config["attack"]["reconstruction"]),
     )
+    if cell.delta is not None and cell.delta >= 1 / len(pool):
+        raise InputError(
+            f"defense.delta is {cell.delta:g}; it must be below one over the number of examples, "
+            f"1/{len(pool)} = {1 / len(pool):.2g}"
+        )
+    return cell
 
 
 def _check(config: dict[str, Any]) -> None:

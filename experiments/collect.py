@@ -46,7 +46,7 @@ class CellResult:
         return None
 
     def label(self) -> str:
-        return "∞" if math.isinf(self.epsilon) else f"{self.epsilon:g}"
+        return "∞" if math.isinf(self.epsilon) else f"{self.epsilon:.4g}"
 
 
 def collect(folders: Sequence[Path]) -> list[CellResult]:

@@ -178,7 +178,7 @@ def describe(cell: Cell, account: dict[str, Any]) -> dict[str, Any]:
     return {
         "defense": cell.defense.name,
         "epsilon": wanted if math.isfinite(wanted) else None,
-        "delta": getattr(cell.defense, "delta", None) if math.isfinite(wanted) else None,
+        "delta": cell.delta,
         "noise_multiplier": account["noise_multiplier"],
         "examples": len(cell.pool),
         "classes": list(cell.pool.classes),

@@ -173,7 +173,11 @@ def leakage_vs_epsilon(cells: Sequence[CellResult], title: str) -> Figure:
             one.set_xlabel("ε (∞: no defence)")
         picture.set_ylim(0, 1.6 * picture.get_ylim()[1])  # room for the legend
         for one in (picture, labels, audit):
-            one.legend(loc="upper left")
+            if one.has_data():
+                one.legend(loc="upper left")
+        if cells[0].row("reconstruction", "psnr") is None:
+            picture.set_visible(False)
+            labels.set_visible(False)
         handles, words = auc.get_legend_handles_labels()
         figure.legend(handles, words, loc="outside lower center", ncols=3)
         figure.suptitle(title)

@@ -83,7 +83,6 @@ def groups(cell: Cell) -> dict[str, np.ndarray[Any, np.dtype[np.bool_]]]:
 
 def _audit(cell: Cell, folder: Path, attack: str) -> dict[str, Any]:
     """The one-run lower bound on ε: the first half of the replicas are targets, the other half their only shadows."""
-    delta = float(getattr(cell.defense, "delta", 0.0))
     canaries = groups(cell).get("canary")
     if cell.config["membership"] != 0.5 or canaries is None:
         return {"epsilon": None, "note": "needs canaries that are members by a fair coin (membership=0.5)"}
@@ -95,7 +94,7 @@ def _audit(cell: Cell, folder: Path, attack: str) -> dict[str, Any]:
         scores[:, canaries],
         cell.members.numpy()[:half][:, canaries],
         fraction=cell.config["attack"]["audit_fraction"],
-        delta=0.0 if math.isinf(getattr(cell.defense, "epsilon", math.inf)) else delta,
+        delta=cell.delta or 0.0,
     )
     return {**asdict(found), "targets": half, "note": ""}
 

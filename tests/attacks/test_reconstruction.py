@@ -216,7 +216,7 @@ def spoilt(seen: Server, **leaves: Any) -> Server:
     return dataclasses.replace(seen, updates={0: {n: u.clone() for n, u in seen.updates[0].items()} | leaves})
 
 
-def refused(seen: Server, *needed: str, model: nn.Module | None = None) -> None:
+def assert_refused(seen: Server, *needed: str, model: nn.Module | None = None) -> None:
     with pytest.raises(InputError) as caught:
         InvertingGradients(restarts=1, iterations=1).run(seen, knowledge(model or cnn()), backend="vmap")
     assert "\n" not in str(caught.value)
@@ -226,15 +226,15 @@ def refused(seen: Server, *needed: str, model: nn.Module | None = None) -> None:
 
 def test_an_update_that_does_not_fit_the_model_is_refused(victims: ImageSet):
     seen = observed(victims, cnn())
-    refused(
+    assert_refused(
         seen,
         "does not fit",
         "conv1.bias is (8,), not (4,)",
         model=CNN(SHAPE, CLASSES, width=4, halve="stride"),
     )
-    refused(spoilt(seen, extra=torch.zeros(1, 3, 2)), "does not fit", "extra is (2,), not None")
+    assert_refused(spoilt(seen, extra=torch.zeros(1, 3, 2)), "does not fit", "extra is (2,), not None")
     fewer = dataclasses.replace(seen, updates={0: {"head.bias": seen.updates[0]["head.bias"]}})
-    refused(fewer, "does not fit", "conv1.bias is None")
+    assert_refused(fewer, "does not fit", "conv1.bias is None")
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
@@ -242,13 +242,13 @@ def test_an_update_with_nan_is_refused(bad: float, victims: ImageSet):
     seen = observed(victims, cnn())
     bias = seen.updates[0]["head.bias"].clone()
     bias[0, 1, 3] = bad
-    refused(spoilt(seen, **{"head.bias": bias}), "NaN or infinite")
+    assert_refused(spoilt(seen, **{"head.bias": bias}), "NaN or infinite")
 
 
 def test_an_update_of_zeros_is_refused(victims: ImageSet):
     seen = observed(victims, cnn())
     still = {name: torch.cat([u[:, :2], 0 * u[:, 2:]], 1) for name, u in seen.updates[0].items()}
-    refused(spoilt(seen, **still), "all zeros", "took no step")
+    assert_refused(spoilt(seen, **still), "all zeros", "took no step")
 
 
 @pytest.mark.parametrize(

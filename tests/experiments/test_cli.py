@@ -77,6 +77,17 @@ def test_debug_shows_the_traceback(here, mirage, capsys):
     assert "Traceback" in capsys.readouterr().err
 
 
+def test_a_fixed_noise_multiplier_gives_the_epsilon_that_follows_from_it(here: Path, mirage, capsys):
+    mirage(*TINY, "defense=dp_sgd", "defense.noise_multiplier=2", "attack.victims=0", "workers=1", "backend=vmap")
+    printed = capsys.readouterr()
+    assert printed.err == ""
+    (line,) = [line for line in printed.out.splitlines() if " 2.000 " in line]
+    asked, accounted = line.split()[:2]
+    assert float(asked) == pytest.approx(float(accounted), rel=1e-3)
+    assert float(accounted) < 5
+    assert not (here / "results/single/reconstructions.png").exists()
+
+
 def test_a_single_run_writes_its_table(here: Path, mirage, capsys):
     mirage(*TINY, "workers=1", "backend=vmap", "name=mine")
     assert "results/mine/table.md" in capsys.readouterr().out

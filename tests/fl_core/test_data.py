@@ -49,7 +49,7 @@ def levels(part: ImageSet) -> list[int]:
     return (part.images[:, 0, 0, 0] * 255).round().long().tolist()
 
 
-def refused(load: Any, *needed: str) -> None:
+def assert_refused(load: Any, *needed: str) -> None:
     with pytest.raises(InputError) as caught:
         load()
     message = str(caught.value)
@@ -116,7 +116,7 @@ def test_select_and_relabel_keep_the_rest():
     ],
 )
 def test_a_choice_that_means_nothing_is_refused(wrong: dict[str, Any], needed: tuple[str, ...]):
-    refused(lambda: digits(**wrong), *needed)
+    assert_refused(lambda: digits(**wrong), *needed)
 
 
 # Parquet
@@ -193,21 +193,21 @@ def test_the_test_file_may_lack_the_last_class(tmp_path: Path):
 
 
 def test_parquet_that_is_none_is_refused(tmp_path: Path):
-    refused(lambda: parquet(str(tmp_path / "none.parquet")), "none.parquet is not a file", "data.path")
+    assert_refused(lambda: parquet(str(tmp_path / "none.parquet")), "none.parquet is not a file", "data.path")
     (tmp_path / "text.parquet").write_text("label,image\n")
-    refused(lambda: parquet(str(tmp_path / "text.parquet")), "text.parquet is not a readable parquet file")
+    assert_refused(lambda: parquet(str(tmp_path / "text.parquet")), "text.parquet is not a readable parquet file")
     whole = write_levels(tmp_path / "a.parquet", LABELS)
     (tmp_path / "half.parquet").write_bytes(Path(whole).read_bytes()[:300])
-    refused(lambda: parquet(str(tmp_path / "half.parquet")), "half.parquet is not a readable parquet file")
+    assert_refused(lambda: parquet(str(tmp_path / "half.parquet")), "half.parquet is not a readable parquet file")
 
 
 def test_a_wrong_column_is_refused_with_the_columns_there_are(tmp_path: Path):
     path = write_levels(tmp_path / "a.parquet", LABELS)
-    refused(lambda: parquet(path, image_column="img"), "image, label", "data.image_column")
-    refused(lambda: parquet(path, label_column="fine"), "image, label", "data.label_column")
+    assert_refused(lambda: parquet(path, image_column="img"), "image, label", "data.image_column")
+    assert_refused(lambda: parquet(path, label_column="fine"), "image, label", "data.label_column")
     plain = tmp_path / "plain.parquet"
     pq.write_table(pa.table({"x": [1.0], "label": [0]}), plain)
-    refused(lambda: parquet(str(plain)), "x, label", "data.image_column")
+    assert_refused(lambda: parquet(str(plain)), "x, label", "data.image_column")
 
 
 @pytest.mark.parametrize("column", ["label", "name"])
@@ -215,13 +215,13 @@ def test_an_image_column_that_holds_no_bytes_is_refused(column: str, tmp_path: P
     path = tmp_path / "a.parquet"
     table = pa.table({"image": [picture(0)] * 6, "name": ["x"] * 6, "label": [0, 1] * 3})
     pq.write_table(table, path)
-    refused(lambda: parquet(str(path), image_column=column), str(path), column)
+    assert_refused(lambda: parquet(str(path), image_column=column), str(path), column)
 
 
 def test_a_struct_without_bytes_is_refused(tmp_path: Path):
     images = pa.array([{"path": "x.png"}] * 4)
     path = write(tmp_path / "a.parquet", images, pa.array([0, 1] * 2))
-    refused(lambda: parquet(path), "column image", "`bytes`")
+    assert_refused(lambda: parquet(path), "column image", "`bytes`")
 
 
 BAD = {"text": b"no picture", "nothing": b"", "null": None, "half": picture(9, kind="JPEG")[:200]}
@@ -231,21 +231,21 @@ BAD = {"text": b"no picture", "nothing": b"", "null": None, "half": picture(9, k
 def test_an_undecodable_picture_is_named_with_its_row(bad: bytes | None, tmp_path: Path):
     images = [picture(row) if row != 7 else bad for row in range(10)]
     path = write(tmp_path / "a.parquet", images, pa.array(LABELS))
-    refused(lambda: parquet(path), f"{path}, row 7 is not a readable picture")
+    assert_refused(lambda: parquet(path), f"{path}, row 7 is not a readable picture")
 
 
 @pytest.mark.parametrize("other", [picture(0, size=(6, 5)), picture(0, mode="RGB")], ids=["size", "colour"])
 def test_pictures_of_different_sizes_are_refused(other: bytes, tmp_path: Path):
     images = [picture(row) for row in range(9)] + [other]
     path = write(tmp_path / "a.parquet", images, pa.array(LABELS))
-    refused(lambda: parquet(path, path), path, "make all pictures one size")
+    assert_refused(lambda: parquet(path, path), path, "make all pictures one size")
 
 
 @pytest.mark.parametrize("other", [picture(0, size=(6, 5)), picture(0, mode="RGB")], ids=["size", "colour"])
 def test_a_test_set_of_another_picture_size_is_refused(other: bytes, tmp_path: Path):
     train = write_levels(tmp_path / "a.parquet", LABELS)
     test = write(tmp_path / "b.parquet", [other] * 6, pa.array([0, 1, 2] * 2))
-    refused(lambda: parquet(train, test), test)
+    assert_refused(lambda: parquet(train, test), test)
 
 
 @pytest.mark.parametrize(
@@ -260,24 +260,24 @@ def test_a_test_set_of_another_picture_size_is_refused(other: bytes, tmp_path: P
 )
 def test_labels_that_are_no_class_are_refused(labels: pa.Array, needed: tuple[str, ...], tmp_path: Path):
     path = write(tmp_path / "a.parquet", [picture(row) for row in range(4)], labels)
-    refused(lambda: parquet(path, names=NAMES), path, *needed)
+    assert_refused(lambda: parquet(path, names=NAMES), path, *needed)
 
 
 def test_an_empty_file_is_refused(tmp_path: Path):
     kind = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
     path = write(tmp_path / "a.parquet", pa.array([], kind), pa.array([], pa.int64()))
-    refused(lambda: parquet(path), f"{path} is empty")
+    assert_refused(lambda: parquet(path), f"{path} is empty")
 
 
 def test_too_few_pictures_to_hold_some_out_are_refused(tmp_path: Path):
     path = write_levels(tmp_path / "a.parquet", [0, 1, 2, 2])
-    refused(lambda: parquet(path, names=NAMES, test_fraction=0.99), "too few to hold some out")
+    assert_refused(lambda: parquet(path, names=NAMES, test_fraction=0.99), "too few to hold some out")
 
 
 def test_classes_without_an_example_are_refused(tmp_path: Path):
     train = write_levels(tmp_path / "a.parquet", LABELS)
     test = write_levels(tmp_path / "b.parquet", [2, 2])
-    refused(lambda: parquet(train, test, names=NAMES, classes=["ant", "bee"]), test, "no example", "ant, bee")
+    assert_refused(lambda: parquet(train, test, names=NAMES, classes=["ant", "bee"]), test, "no example", "ant, bee")
 
 
 @pytest.mark.skipif(not REAL.is_file(), reason="needs the real images beside the repository")
@@ -327,20 +327,20 @@ def test_a_folder_s_test_part_is_its_own(tmp_path: Path):
 
 
 def test_folders_that_cannot_be_used_are_refused(tmp_path: Path):
-    refused(lambda: folder(str(tmp_path / "none")), "none is not a folder", "data.path")
+    assert_refused(lambda: folder(str(tmp_path / "none")), "none is not a folder", "data.path")
     one = fill(tmp_path / "one", only=[1, 2])
-    refused(lambda: folder(one), one, "1 sub-folders with pictures", "at least 2")
+    assert_refused(lambda: folder(one), one, "1 sub-folders with pictures", "at least 2")
     two, others = fill(tmp_path / "two", x=[1], y=[2]), fill(tmp_path / "others", x=[1], z=[2])
-    refused(lambda: folder(two, others), others, "other classes")
+    assert_refused(lambda: folder(two, others), others, "other classes")
     bad = fill(tmp_path / "bad", x=[1, 2, 3], y=[4, 5, 6])
     (tmp_path / "bad" / "y" / "5.png").write_text("no picture")
-    refused(lambda: folder(bad), str(Path("y") / "5.png"), "not a readable picture")
+    assert_refused(lambda: folder(bad), str(Path("y") / "5.png"), "not a readable picture")
 
 
 def test_a_picture_that_cannot_be_opened_is_refused_by_name(tmp_path: Path):
     root = fill(tmp_path / "a", x=[1, 2, 3], y=[4, 5, 6])
     (tmp_path / "a" / "y" / "7.png").symlink_to(tmp_path / "gone.png")
-    refused(lambda: folder(root), str(Path("y") / "7.png"))
+    assert_refused(lambda: folder(root), str(Path("y") / "7.png"))
 
 
 # torchvision
@@ -374,8 +374,10 @@ def test_mnist_is_read_from_its_own_files(tmp_path: Path):
 
 def test_missing_torchvision_files_name_the_option_to_download(tmp_path: Path):
     for name in ("mnist", "cifar10"):
-        refused(lambda name=name: torchvision_set(name, str(tmp_path)), f"{name} cannot be read", "data.download")
-    refused(lambda: torchvision_set("mnits", str(tmp_path)), "data.name is 'mnits'", "did you mean 'mnist'")
+        assert_refused(
+            lambda name=name: torchvision_set(name, str(tmp_path)), f"{name} cannot be read", "data.download"
+        )
+    assert_refused(lambda: torchvision_set("mnits", str(tmp_path)), "data.name is 'mnits'", "did you mean 'mnist'")
 
 
 @pytest.mark.parametrize("kept", [0, 3, 16, 1000])
@@ -383,4 +385,4 @@ def test_a_cut_off_torchvision_file_is_refused(kept: int, tmp_path: Path):
     root = write_mnist(tmp_path, [0, 1, 2], [0, 1, 2])
     damaged = tmp_path / "MNIST" / "raw" / "train-images-idx3-ubyte"
     damaged.write_bytes(damaged.read_bytes()[:kept])
-    refused(lambda: torchvision_set("mnist", root), "mnist cannot be read")
+    assert_refused(lambda: torchvision_set("mnist", root), "mnist cannot be read")
