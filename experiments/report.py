@@ -41,12 +41,23 @@ def write(folders: Sequence[Path], name: str, title: str, command: str) -> Path:
         write_bytes(out / model.name, model.read_bytes())
         written.append(model.name)
     write_json(out / "manifest.json", _manifest(cells, name, title, command))
-    print("\n".join([tables.on_terminal(cells), *alarms(cells)]))
+    print("\n".join([tables.on_terminal(cells), *alarms(cells), *_older(cells)]))
     shown = [
         file for file in ("leakage_vs_epsilon.png", "roc.png", "reconstructions.png", "table.md") if file in written
     ]
     print("Open:", *(f"  {out / file}" for file in shown), sep="\n")
     return out
+
+
+def _older(cells: Sequence[CellResult]) -> list[str]:
+    """A note where stored runs come from another state of the code: they were not trained again."""
+    older = [cell for cell in cells if cell.manifest["revision"] != store.revision()]
+    if not older:
+        return []
+    return [
+        f"Note: {len(older)} of {len(cells)} cells were run by another revision of the code; "
+        f"to run them again, delete their folders: {', '.join(str(cell.folder) for cell in older)}"
+    ]
 
 
 def _figures(cells: Sequence[CellResult], out: Path, title: str) -> list[str]:

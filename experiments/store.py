@@ -105,7 +105,7 @@ def circumstances(device: torch.device) -> dict[str, Any]:
     }
     if device.type == "cuda":
         hardware["gpu"] = torch.cuda.get_device_name(device)
-    return {"versions": versions, "hardware": hardware, "revision": _revision()}
+    return {"versions": versions, "hardware": hardware, "revision": revision()}
 
 
 def _processor() -> str:
@@ -118,7 +118,8 @@ def _processor() -> str:
     return platform.processor() or platform.machine()
 
 
-def _revision() -> str:
+def revision() -> str:
+    """The code's commit, with "+changes" where it was edited since; "unknown" outside a checkout."""
     here = Path(__file__).parent
     try:
         commit = subprocess.run(

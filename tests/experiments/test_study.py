@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from experiments import report
+from experiments import report, store
 from tests.experiments.conftest import SWEEP
 
 FILES = (
@@ -47,7 +47,7 @@ def reference(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
 
 
 @pytest.mark.heavy
-def test_the_sweep_writes_every_file_and_skips_finished_cells(here, mirage, reference, capsys):
+def test_the_sweep_writes_every_file_and_skips_finished_cells(here, mirage, reference, capsys, monkeypatch):
     mirage(*SWEEP, "workers=1")
     assert contents() == reference
     manifest = json.loads((STUDY / "manifest.json").read_text())
@@ -59,8 +59,11 @@ def test_the_sweep_writes_every_file_and_skips_finished_cells(here, mirage, refe
     assert {path: path.stat().st_mtime_ns for path in Path("results/runs").glob("*/manifest.json")} == runs
     for name in FILES:
         (STUDY / name).unlink()
+    assert "another revision" not in capsys.readouterr().out
+    monkeypatch.setattr(store, "revision", lambda: "a later one")
     report.redraw(STUDY)
     assert contents() == reference
+    assert "Note: 2 of 2 cells were run by another revision" in capsys.readouterr().out
 
     damaged = next(Path("results/runs").glob("*/scores.parquet"))
     damaged.write_bytes(damaged.read_bytes()[:-9] + b"corrupted")

@@ -162,3 +162,4 @@ def test_a_view_that_shows_more_is_accepted():
     observation, _ = observe(Server)
     for needed in (ReleasedModel, Participant, SecureServer, Server):
         require_view("some attack", observation, needed)
+        assert isinstance(observation, needed)
