@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Literal, Protocol
 
 import torch
@@ -105,20 +106,27 @@ class ExampleFeed:
         self._lengths = [len(batches) for batches in plan]
         self.steps = max(self._lengths, default=0)
 
-    def stacked(self, step: int) -> Batch:
-        """Inputs (images [lanes, batch, ...], labels [lanes, batch]), padded to the widest lane of this step."""
+    @cached_property
+    def _rows(self) -> tuple[Tensor, Tensor, Tensor, list[int]]:
+        """Row numbers and mask [steps, lanes, widest batch] and activity [steps, lanes], sent to the device once."""
         empty = torch.empty(0, dtype=torch.long)
-        rows = [batches[step] if step < len(batches) else empty for batches in self._plan]
-        sizes = torch.tensor([len(row) for row in rows])
-        mask = torch.arange(int(sizes.max())) < sizes[:, None]
+        rows = [batches[step] if step < len(batches) else empty for step in range(self.steps) for batches in self._plan]
+        sizes = torch.tensor([len(row) for row in rows], dtype=torch.long).view(self.steps, len(self._plan))
+        widths = sizes.amax(1).tolist()
+        mask = torch.arange(max(widths)) < sizes[..., None]
         index = torch.zeros(mask.shape, dtype=torch.long)
         index[mask] = torch.cat(rows)
+        active = torch.arange(self.steps)[:, None] < torch.tensor(self._lengths)
         device = self._images.device
-        index, real = index.to(device), mask.to(device, self._images.dtype)
-        active = None
-        if min(self._lengths) <= step:
-            active = torch.tensor([step < length for length in self._lengths], device=device)
-        return Batch((self._images[index], self._labels[index]), real, active)
+        return index.to(device), mask.to(device, self._images.dtype), active.to(device), widths
+
+    def stacked(self, step: int) -> Batch:
+        """Inputs (images [lanes, batch, ...], labels [lanes, batch]), padded to the widest lane of this step."""
+        index, mask, active, widths = self._rows
+        rows = index[step, :, : widths[step]].contiguous()
+        idle = min(self._lengths) <= step
+        real = mask[step, :, : widths[step]].contiguous()
+        return Batch((self._images[rows], self._labels[rows]), real, active[step] if idle else None)
 
     def one(self, step: int, lane: int) -> Batch | None:
         """The same for one lane [1, batch, ...], without padding."""
