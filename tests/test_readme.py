@@ -80,3 +80,9 @@ def test_the_readme_s_speed_table_is_the_committed_benchmark():
         assert line is not None, row["name"]
         for contender in ("loop", "vmap", "auto"):
             assert f"{row['ratios'][contender]['median']:.2f}" in line, (row["name"], contender)
+
+
+def test_the_readme_s_seconds_are_the_manifest_s():
+    manifest = json.loads((ROOT / "results/leakage_vs_epsilon/manifest.json").read_text())
+    assert f"took {manifest['seconds']:.0f} s on two cores" in README
+    assert len(manifest["cells"]) == 7
