@@ -47,7 +47,8 @@ def save_tensors(path: Path, tensors: dict[str, Tensor], facts: dict[str, Any] |
 
     The order of the names is kept too, which the format alone does not: noise is drawn in a tree's order.
     """
-    metadata = {"facts": json.dumps(facts or {}, sort_keys=True), "order": json.dumps(list(tensors))}
+    # One entry: the format writes several in any order, and the same content must be the same bytes.
+    metadata = {"mirage": json.dumps({"facts": facts or {}, "order": list(tensors)}, sort_keys=True)}
     whole = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
     write_bytes(path, save(whole, metadata))
 
@@ -56,10 +57,9 @@ def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Read back what `save_tensors` wrote; InputError where the file is missing or damaged."""
     try:
         with safe_open(str(path), framework="pt") as file:
-            metadata = file.metadata() or {}
-            order = json.loads(metadata.get("order", "null")) or list(file.keys())
-            tensors = {name: file.get_tensor(name).clone() for name in order}
-            return tensors, json.loads(metadata.get("facts", "{}"))
+            ours = json.loads((file.metadata() or {}).get("mirage", "{}"))
+            order = ours.get("order") or list(file.keys())
+            return {name: file.get_tensor(name).clone() for name in order}, ours.get("facts", {})
     except (SafetensorError, OSError, ValueError) as error:
         raise InputError(f"{path} is missing or damaged ({_brief(error)}); delete it and run again") from error
 

@@ -130,3 +130,13 @@ def test_one_bad_number_is_not_finite():
     assert all_finite({"a": torch.ones(2), "b": torch.tensor([0, 1])})
     for bad in (math.nan, math.inf, -math.inf):
         assert not all_finite({"a": torch.ones(2), "b": torch.tensor([0.0, bad])})
+
+
+def test_the_same_tensors_are_the_same_bytes(tmp_path: Path):
+    tensors = {"second": torch.ones(2), "first": torch.zeros(3)}
+    written = set()
+    for number in range(20):
+        save_tensors(tmp_path / "one", tensors, {"a": 1, "b": number // 100})
+        written.add((tmp_path / "one").read_bytes())
+    assert len(written) == 1
+    assert list(load_tensors(tmp_path / "one")[0]) == ["second", "first"]
