@@ -20,7 +20,6 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator
 
 from attacks.metrics import psnr
-from defenses.bounds import TradeOff
 from experiments.collect import CellResult
 from experiments.scoring import EXACT_DB, Row
 from experiments.tables import headline_attack
@@ -93,19 +92,14 @@ def _membership(axes: Axes, cells: Sequence[CellResult], metric: str) -> None:
             axes, cells, lambda cell: cell.row("membership", metric, first, "ordinary"),
             color=ORANGE, marker="D", linestyle="--", label=f"{first}, ordinary", shift=0.1, markersize=3.5,
         )  # fmt: skip
-    ceilings = [(x, _ceiling(cell, metric)) for x, cell in zip(positions(cells)[0], cells, strict=True)]
-    known = [(x, value) for x, value in ceilings if value is not None]
+    rows = [cell.row("membership", metric, first) for cell in cells]
+    known = [
+        (x, row.ceiling) for x, row in zip(positions(cells)[0], rows, strict=True) if row and row.ceiling is not None
+    ]
     if known:
         x, y = map(np.array, zip(*known, strict=True))
         axes.plot(x, y, color="black", **CEILING, label="ceiling that ε allows")
         axes.fill_between(x, y, 1.02, color="0.93", linewidth=0)
-
-
-def _ceiling(cell: CellResult, metric: str) -> float | None:
-    if "trade_off" not in cell.account:
-        return None
-    curve = TradeOff.from_dict(cell.account["trade_off"])
-    return curve.auc() if metric == "auc" else float(curve.tpr_at(cell.facts["fpr"]))
 
 
 def leakage_vs_epsilon(cells: Sequence[CellResult], title: str) -> Figure:

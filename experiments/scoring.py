@@ -1,4 +1,4 @@
-"""From scores and pictures to rows with intervals. The only place that opens the truth."""
+"""From scores and pictures to rows with intervals. The only judge that sees the truth."""
 
 from __future__ import annotations
 

@@ -43,8 +43,8 @@ class Sampler(Protocol):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Shuffled:
-    """Every epoch visits each example once, in a fresh order; the last batch of an epoch may be smaller."""
+class _Epochs:
+    """What every sampler is told."""
 
     local_epochs: int
     batch_size: int
@@ -52,6 +52,11 @@ class Shuffled:
     def __post_init__(self) -> None:
         check_number("sampler.local_epochs", self.local_epochs, minimum=1, integer=True)
         check_number("sampler.batch_size", self.batch_size, minimum=1, integer=True)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shuffled(_Epochs):
+    """Every epoch visits each example once, in a fresh order; the last batch of an epoch may be smaller."""
 
     def draw(self, examples: Tensor, size: int, generator: torch.Generator) -> list[Tensor]:
         """Batches of entries of `examples` [n]; none at all for a client without examples."""
@@ -67,19 +72,12 @@ class Shuffled:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Poisson:
+class Poisson(_Epochs):
     """Every step draws each example by its own coin; batches have `batch_size` examples on average and may be empty.
 
     The rate is batch_size / size and an epoch has ceil(size / batch_size) steps, from the public size: neither
     depends on how many examples the client really holds.
     """
-
-    local_epochs: int
-    batch_size: int
-
-    def __post_init__(self) -> None:
-        check_number("sampler.local_epochs", self.local_epochs, minimum=1, integer=True)
-        check_number("sampler.batch_size", self.batch_size, minimum=1, integer=True)
 
     def draw(self, examples: Tensor, size: int, generator: torch.Generator) -> list[Tensor]:
         """Batches of entries of `examples` [n], some of them perhaps empty."""

@@ -319,14 +319,16 @@ def test_an_algorithm_that_cannot_run_is_refused(wrong):
 class Marking(Defense):
     """Doubles every update, and adds 100 to the sum, with draws so that the generators are seen to differ."""
 
+    drawn: dict[str, Tensor] = dataclasses.field(default_factory=dict)
+
     def on_update(self, updates: Tree, generators: Sequence[Sequence[torch.Generator]]) -> Tree:
         drawn = torch.tensor([[torch.rand(1, generator=one).item() for one in row] for row in generators])
-        assert len(drawn.flatten().unique()) == drawn.numel()
+        self.drawn["lanes"] = drawn
         return {name: 2 * value for name, value in updates.items()}
 
     def on_sum(self, total: Tree, generators: Sequence[torch.Generator]) -> Tree:
         drawn = torch.tensor([torch.rand(1, generator=one).item() for one in generators])
-        assert len(drawn.unique()) == len(next(iter(total.values())))
+        self.drawn["replicas"] = drawn
         return {name: value + 100 for name, value in total.items()}
 
 
@@ -340,4 +342,9 @@ def test_a_defence_acts_before_the_tap():
 
 
 def test_a_defence_is_given_one_generator_a_lane_and_one_a_replica():
-    play(federation(defense=Marking(), rounds=1))
+    defense = Marking()
+    _, seen = play(federation(defense=defense, rounds=1))
+    assert defense.drawn["lanes"].shape == seen.cohorts[0].shape
+    assert defense.drawn["replicas"].shape == seen.cohorts[0].shape[:1]
+    drawn = torch.cat([defense.drawn["lanes"].flatten(), defense.drawn["replicas"]])
+    assert len(drawn.unique()) == drawn.numel()
