@@ -35,8 +35,9 @@ from torch import Tensor
 from defenses.dp_sgd import ClipAndNoise
 from experiments.store import circumstances
 from fl_core import lanes
+from fl_core.architectures import CNN
 from fl_core.checkpoint import write_json, write_text
-from fl_core.models import CNN, ClassificationLosses, initial_parameters
+from fl_core.models import ClassificationLosses, initial_parameters
 from fl_core.optimizers import SGD, Tree
 from fl_core.sampling import ExampleFeed, Poisson, Sampler, Shuffled
 from fl_core.seeds import generator

@@ -20,11 +20,12 @@ from attacks.reconstruction.gradient_matching import (
 from attacks.reconstruction.labels import infer_single_label, output_bias
 from defenses.base import Defense
 from fl_core.algorithms import FedAvg
+from fl_core.architectures import CNN
 from fl_core.data import ImageSet, digits
 from fl_core.errors import InputError
 from fl_core.federation import Federation, run
 from fl_core.lanes import descend
-from fl_core.models import CNN, ClassificationLosses, initial_parameters
+from fl_core.models import ClassificationLosses, initial_parameters
 from fl_core.optimizers import SGD, Tree
 from fl_core.sampling import ExampleFeed, Shuffled
 from fl_core.views import Recorder, Server

@@ -19,9 +19,10 @@ from defenses.accounting import NoGuarantee, PrivacyStatement
 from defenses.base import Defense
 from defenses.clipping import norms
 from defenses.dp_sgd import DPSGD, ClipAndNoise
+from fl_core.architectures import CNN
 from fl_core.errors import InputError
 from fl_core.lanes import descend
-from fl_core.models import CNN, ClassificationLosses, initial_parameters
+from fl_core.models import ClassificationLosses, initial_parameters
 from fl_core.optimizers import SGD, Tree
 from fl_core.sampling import ExampleFeed, Poisson, SamplingEvent, Shuffled
 from fl_core.seeds import generator

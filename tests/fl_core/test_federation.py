@@ -17,10 +17,10 @@ from defenses.base import Defense
 from defenses.dp_sgd import DPSGD
 from fl_core import lanes
 from fl_core.algorithms import FedAvg
+from fl_core.architectures import CNN
 from fl_core.data import ImageSet
 from fl_core.errors import InputError
 from fl_core.federation import Federation, draw_cohort, public_sizes, run
-from fl_core.models import CNN
 from fl_core.optimizers import Tree
 from fl_core.sampling import Poisson, SamplingEvent, Shuffled
 from fl_core.seeds import generator

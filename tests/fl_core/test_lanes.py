@@ -12,9 +12,10 @@ from torch.func import functional_call
 
 from defenses.dp_sgd import ClipAndNoise
 from fl_core import lanes
+from fl_core.architectures import CNN
 from fl_core.errors import InputError
 from fl_core.lanes import Batch, descend
-from fl_core.models import CNN, ClassificationLosses, initial_parameters
+from fl_core.models import ClassificationLosses, initial_parameters
 from fl_core.optimizers import SGD, Optimizer, SignedAdam, Tree
 from fl_core.sampling import ExampleFeed
 from fl_core.seeds import generator

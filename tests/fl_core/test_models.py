@@ -7,8 +7,9 @@ import torch
 from torch import nn
 from torch.func import functional_call
 
+from fl_core.architectures import CNN
 from fl_core.errors import InputError
-from fl_core.models import CNN, ClassificationLosses, initial_parameters, logits, parameters_of
+from fl_core.models import ClassificationLosses, initial_parameters, logits, parameters_of
 
 EVERY = [(norm, halve) for norm in ("none", "group") for halve in ("pool", "stride")]
 
