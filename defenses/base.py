@@ -31,8 +31,8 @@ class Defense:
         """Acts on per-example gradients inside a client's step (`on_examples`); None leaves plain training."""
         return None
 
-    def on_update(self, updates: Tree, generators: Sequence[Sequence[torch.Generator]]) -> Tree:
-        """Acts on each client's update [replicas, cohort, ...] before anyone sees it."""
+    def on_update(self, updates: Tree, generators: Sequence[torch.Generator]) -> Tree:
+        """Acts on each client's update [lanes, ...] before anyone sees it; one generator a lane."""
         return updates
 
     def on_sum(self, total: Tree, generators: Sequence[torch.Generator]) -> Tree:

@@ -18,15 +18,19 @@ from torch import Tensor, nn
 
 from defenses.base import Defense
 from experiments import store
-from fl_core.algorithms import FedAvg
+from experiments.executor import Executor
+from fl_core.algorithms.fedavg import FedAvg
 from fl_core.data import ImageSet
 from fl_core.errors import InputError, check_choice, check_number
 from fl_core.federation import Federation, public_sizes
+from fl_core.fleet import Fleet
 from fl_core.lanes import BACKENDS
-from fl_core.partition import draw_members, plant_canaries, split
+from fl_core.local import GIB
+from fl_core.participation import Participation
+from fl_core.partition import NOBODY, draw_members, plant_canaries, plant_rarity, split
 from fl_core.sampling import Poisson
 
-FREE = ("name", "title", "client_names", "workers", "debug")
+FREE = ("name", "title", "client_names", "workers", "executor", "debug")
 """Fields that change no result, and so no hash."""
 
 
@@ -48,9 +52,12 @@ class Cell:
     sizes: Tensor
     model: nn.Module
     algorithm: FedAvg
+    participation: Participation
+    fleet: Fleet
     defense: Defense
     membership_attacks: dict[str, Any]
     reconstruction: Any
+    executor: Executor
 
     @property
     def replicas(self) -> int:
@@ -86,8 +93,10 @@ class Cell:
             rounds=self.config["rounds"],
             run=self.config["seed"],
             replica_ids=replicas,
-            cohort=self.config["cohort"],
+            participation=self.participation,
+            fleet=self.fleet,
             backend=self.config["backend"],
+            memory=None if self.config["memory"] == "auto" else int(self.config["memory"] * GIB),
         )
 
     def calibrated(self) -> Cell:
@@ -96,22 +105,59 @@ class Cell:
         return dataclasses.replace(self, defense=self.defense.prepare(events))
 
 
-def build(config: Mapping[str, Any]) -> Cell:
-    """Check a resolved configuration and make its cell; InputError says what cannot be used. Trains nothing."""
+@dataclass(frozen=True, kw_only=True)
+class Holdings:
+    """The examples of a configuration and whose they are.
+
+    `canary` and `owners` are [examples]; the owner `NOBODY` (-1) marks an example that no client holds.
+    """
+
+    pool: ImageSet
+    test: ImageSet
+    fingerprint: str
+    canary: Tensor
+    owners: Tensor
+
+
+def who_holds_what(config: Mapping[str, Any]) -> Holdings:
+    """Read the data, plant the canaries and the rarity, and deal everything out to the clients."""
+    run, rarity = config["seed"], config["rarity"]
+    check_number("seed", run, minimum=0, integer=True)
+    true, test, fingerprint = _data(_freeze(config["data"]))
+    pool, canary = plant_canaries(true, config["canaries"], run)
+    owners = split(_make(config["partition"]), pool, config["clients"], run)
+    if rarity is not None:
+        if not isinstance(rarity, Mapping) or set(rarity) != {"label", "client"}:
+            raise InputError(f"rarity is {rarity!r}; write rarity={{label:7,client:0}}, or rarity=null for none")
+        owners = plant_rarity(pool, owners, rarity["label"], rarity["client"], run, true.labels)
+    return Holdings(pool=pool, test=test, fingerprint=fingerprint, canary=canary, owners=owners)
+
+
+def build(config: Mapping[str, Any], here: bool = True) -> Cell:
+    """Check a resolved configuration and make its cell; InputError says what cannot be used. Trains nothing.
+
+    A cell that runs on another machine than this one (`here` is false) is only good for its checks and its hash.
+    """
     config = dict(config)
     _check(config)
-    device = resolve_device(config["device"])
-    pool, test, fingerprint = _data(_freeze(config["data"]))
-    run = config["seed"]
-    pool, canary = plant_canaries(pool, config["canaries"], run)
-    owners = split(_make(config["partition"]), pool, config["clients"], run)
+    if not here:
+        check_choice("device (of the machines that run the cells)", config["device"], ("cpu", "cuda"))
+    device = resolve_device(config["device"] if here else "cpu")
+    held = who_holds_what(config)
+    pool, canary, owners, run = held.pool, held.canary, held.owners, config["seed"]
     model = _make(config["model"], shape=pool.shape, classes=len(pool.classes))
-    algorithm = _make(config["algorithm"], sampler=_make(config["sampler"]))
+    algorithm = _make(
+        config["algorithm"],
+        sampler=_make(config["sampler"]),
+        schedule=_make(config["client_schedule"]),
+        server_schedule=_make(config["server_schedule"]),
+        aggregator=_make(config["aggregator"]),
+    )
     defense = _make(config["defense"])
     if defense.needs_poisson and not isinstance(algorithm.sampler, Poisson):
         raise InputError(f"defense={defense.name} accounts for Poisson batches; set sampler=poisson")
-    largest = int(torch.bincount(owners, minlength=config["clients"]).max())
-    if algorithm.sampler.batch_size > largest:
+    largest = int(torch.bincount(owners[owners != NOBODY]).max())
+    if algorithm.sampler.batch(largest) > largest:
         raise InputError(
             f"sampler.batch_size is {algorithm.sampler.batch_size}, but no client has more than {largest} examples; "
             "lower it or give the clients more"
@@ -122,22 +168,25 @@ def build(config: Mapping[str, Any]) -> Cell:
         raise InputError(f"attack.victims is {victims}, but there are only {ordinary} ordinary examples")
     if config["about"] is not None:
         check_number("about", config["about"], minimum=0, maximum=config["clients"] - 1, integer=True)
-    hashed = {name: value for name, value in config.items() if name not in FREE} | {"device": device.type}
+    hashed = {name: value for name, value in config.items() if name not in FREE} | {"device": device.type if here else config["device"]}
     cell = Cell(
         config=config,
-        hash=store.run_hash(hashed, fingerprint),
+        hash=store.run_hash(hashed, held.fingerprint),
         device=device,
         pool=pool.to(device),
-        test=test.to(device),
+        test=held.test.to(device),
         canary=canary,
         owners=owners,
-        members=draw_members(config["replicas"], len(pool), config["membership"], run),
+        members=draw_members(config["replicas"], len(pool), config["membership"], run, owners),
         sizes=public_sizes(owners, config["clients"], config["membership"]),
         model=model.to(device),
         algorithm=algorithm,
+        participation=_make(config["participation"]),
+        fleet=_make(config["fleet"]),
         defense=defense,
         membership_attacks={name: _make(one) for name, one in config["attack"]["membership"].items()},
         reconstruction=_make(config["attack"]["reconstruction"]),
+        executor=_make(config["executor"]),
     )
     if cell.delta is not None and cell.delta >= 1 / len(pool):
         raise InputError(
@@ -157,8 +206,8 @@ def _check(config: dict[str, Any]) -> None:
     check_choice("backend", config["backend"], BACKENDS)
     if config["workers"] != "auto":
         check_number("workers (or auto)", config["workers"], minimum=1, integer=True)
-    if config["cohort"] is not None:
-        check_number("cohort", config["cohort"], minimum=1, maximum=config["clients"], integer=True)
+    if config["memory"] != "auto":
+        check_number("memory (GiB, or auto)", config["memory"], above=0)
     attack = config["attack"]
     check_number("attack.victims", attack["victims"], minimum=0, integer=True)
     check_number("attack.fpr", attack["fpr"], above=0, below=1)
@@ -204,4 +253,6 @@ def _data(frozen: tuple[tuple[str, Any], ...]) -> tuple[ImageSet, ImageSet, str]
     for part in (pool, test):
         digest.update(part.images.numpy().tobytes())
         digest.update(part.labels.numpy().tobytes())
+        if part.owners is not None:
+            digest.update(part.owners.numpy().tobytes())
     return pool, test, digest.hexdigest()

@@ -17,14 +17,15 @@ import torch
 from attacks.reconstruction.gradient_matching import ReconstructionKnowledge
 from defenses.accounting import epsilon_pld, epsilon_rdp
 from defenses.bounds import trade_off_pld
-from experiments.cell import build
+from experiments.cell import Cell, build
 from experiments.pieces import PROBE_BATCH, released_outputs, score_one, victims
 from experiments.scoring import membership_rows
 from fl_core.checkpoint import load_tensors, save_tensors, write_json, write_text
 from fl_core.federation import Federation, run
+from fl_core.fleet import log_line
 from fl_core.models import logits
-from fl_core.optimizers import Tree
 from fl_core.sampling import Poisson
+from fl_core.state import State
 from fl_core.views import Recorder, ReleasedModel, Server, require_view
 
 
@@ -42,32 +43,41 @@ def train(config: dict[str, Any], folder: Path, shard: int) -> None:
     replicas = cell.shards()[shard]
     federation = cell.federation(replicas)
     saved = folder / f"train-{shard}.checkpoint.safetensors"
-    model: Tree | None = None
-    history: list[list[float]] = []
+    state: State | None = None
+    history: dict[str, list[list[Any]]] = {"accuracy": [], "fleet": []}  # [rounds][replicas]
     if saved.exists():
-        tensors, facts = load_tensors(saved)
-        history = facts["accuracy"]
-        model = {name: value.to(cell.device) for name, value in tensors.items()}
+        tensors, history = load_tensors(saved)
+        state = State.from_tensors(tensors, cell.device)
 
-    def after_round(round: int, model: Tree) -> None:
-        found = logits(cell.model, model, cell.test.images).argmax(-1)
-        history.append((found == cell.test.labels.cpu()).double().mean(1).tolist())
-        save_tensors(saved, model, {"accuracy": history})
-        write_text(folder / f"train-{shard}.round", str(round + 1))
+    def after_round(state: State) -> None:
+        history["accuracy"].append(accuracies(cell, state))
+        history["fleet"].append([log_line(federation.turn(row, state.round - 1)) for row in range(len(replicas))])
+        save_tensors(saved, state.tensors(), history)
+        write_text(folder / f"train-{shard}.round", str(state.round))
         if cell.config["save_rounds"] and 0 in replicas:
-            first = {name: value[0] for name, value in model.items()}
-            save_tensors(folder / "models" / f"global_model_round{round + 1}.safetensors", first)
+            first = {name: value[0] for name, value in state.model.items()}
+            save_tensors(folder / "models" / f"global_model_round{state.round}.safetensors", first)
 
     recorder = Recorder(ReleasedModel)
-    run(federation, recorder, model=model, first_round=len(history), after_round=after_round)
+    run(federation, recorder, state=state, after_round=after_round)
     released = recorder.observation().model
     outputs = logits(cell.model, {name: v.to(cell.device) for name, v in released.items()}, cell.pool.images)
     save_tensors(
         done,
         {f"model.{name}": value for name, value in released.items()} | {"outputs": outputs},
-        {"accuracy": history},
+        history,
     )
     saved.unlink(missing_ok=True)
+
+
+def accuracies(cell: Cell, state: State) -> list[float]:
+    """Test accuracy of each replica's model; with local layers, the mean over its clients' own models."""
+    personal = cell.algorithm.personal(state.model, state.clients)
+    lanes = state.model if personal is None else {name: value.flatten(0, 1) for name, value in personal.items()}
+    found = logits(cell.model, lanes, cell.test.images).argmax(-1) == cell.test.labels.cpu()
+    replicas = len(next(iter(state.model.values())))
+    each: list[float] = found.double().mean(1).unflatten(0, (replicas, -1)).mean(1).tolist()
+    return each
 
 
 def probe(config: dict[str, Any], folder: Path, part: int) -> None:
@@ -92,7 +102,7 @@ def probe(config: dict[str, Any], folder: Path, part: int) -> None:
         owners=torch.zeros(len(cell.pool), dtype=torch.long),
         members=members,
         sizes=torch.ones(1, dtype=torch.long),
-        algorithm=replace(cell.algorithm, sampler=Poisson(local_epochs=1, batch_size=1)),
+        algorithm=replace(cell.algorithm, sampler=Poisson(local_steps=1, batch_size=1)),
         defense=cell.defense,
         rounds=1,
         run=cell.config["seed"],

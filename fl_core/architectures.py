@@ -1,24 +1,77 @@
-"""Models that take pixels in [0, 1] and normalise inside, so that an attack's picture is a picture."""
+"""Models that take pixels in [0, 1] and normalise inside, so that an attack's picture is a picture.
+
+Each takes `shape` (channels, height, width) and the number of classes first. Pixels enter the first layer as
+2x - 1, whatever normalisation the paper used. The residual networks are in `residual`.
+"""
 
 from __future__ import annotations
 
+import copy
+import importlib
+import inspect
+import os
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from itertools import pairwise
+from typing import Any
+
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from fl_core.errors import InputError, check_choice, check_number
 
+Shape = tuple[int, int, int]
+
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "relu": F.relu,
+    "leaky_relu": F.leaky_relu,
+    "sigmoid": torch.sigmoid,
+    "tanh": torch.tanh,
+}
+NORMS = ("group", "batch", "none")
+
+
+def centred(pixels: Tensor) -> Tensor:
+    """Pixels in [0, 1] moved to [-1, 1]."""
+    return (pixels - 0.5) * 2.0
+
+
+def check_size(shape: Shape, least: int, who: str) -> None:
+    """Raise InputError where a picture is under `least` pixels high or wide."""
+    _, height, width = shape
+    if min(height, width) < least:
+        raise InputError(f"images are {height}x{width}; {who} needs at least {least}x{least} pixels")
+
+
+def norm_layer(norm: str, channels: int) -> nn.Module:
+    """The normalisation of a layer of at least 4 channels.
+
+    `group` is GroupNorm (Wu & He 2018) in the largest number of equal groups that is at most 32 and leaves 4 channels
+    a group: c/4 groups for c = 4, 8, ..., 128 channels, and their default of 32 for 256 and 512. It shares nothing
+    between examples, so it goes with differential privacy. `batch` is BatchNorm: an example's output depends on its
+    batch, and the model keeps running statistics. `none` is the identity.
+    """
+    check_choice("model.norm", norm, NORMS)
+    if norm == "batch":
+        return nn.BatchNorm2d(channels)
+    if norm == "none":
+        return nn.Identity()
+    groups = max(count for count in range(1, 33) if channels % count == 0 and channels // count >= 4)
+    return nn.GroupNorm(groups, channels)
+
 
 class CNN(nn.Module):
-    """Two 3x3 convolutions, each halving the picture, and a linear layer.
+    """Two 3x3 convolutions, each halving the picture, and a linear layer; at least 4x4 pixels.
 
-    `shape` is (channels, height, width), at least 4x4 pixels; `norm` is `none` or `group` (GroupNorm of 4 channels a
-    group: no statistics shared between examples, so it goes with differential privacy). Halving is by `stride` or
-    by max `pool`.
+    `norm` is `none` or `group` (GroupNorm of 4 channels a group, see `norm_layer`). Halving is by `stride` or by max
+    `pool`.
     """
 
     def __init__(
         self,
-        shape: tuple[int, int, int],
+        shape: Shape,
         classes: int,
         width: int = 16,
         norm: str = "none",
@@ -30,15 +83,14 @@ class CNN(nn.Module):
         check_choice("model.halve", halve, ("pool", "stride"))
         if norm == "group" and width % 4:
             raise InputError(f"model.width is {width}; GroupNorm needs a multiple of 4")
+        check_size(shape, 4, "the CNN")
         channels, height, wide = shape
-        if min(height, wide) < 4:
-            raise InputError(f"images are {height}x{wide}; the CNN needs at least 4x4 pixels")
         stride = 2 if halve == "stride" else 1
         self.halve = halve
         self.conv1 = nn.Conv2d(channels, width, 3, stride, 1)
         self.conv2 = nn.Conv2d(width, 2 * width, 3, stride, 1)
-        self.norm1 = nn.GroupNorm(width // 4, width) if norm == "group" else nn.Identity()
-        self.norm2 = nn.GroupNorm(width // 2, 2 * width) if norm == "group" else nn.Identity()
+        self.norm1 = norm_layer(norm, width)
+        self.norm2 = norm_layer(norm, 2 * width)
         if halve == "stride":
             height, wide = -(-height // 2), -(-wide // 2)
             height, wide = -(-height // 2), -(-wide // 2)
@@ -48,10 +100,240 @@ class CNN(nn.Module):
 
     def forward(self, pixels: Tensor) -> Tensor:
         """Logits [batch, classes] of pixels [batch, channels, height, width] in [0, 1]."""
-        hidden = (pixels - 0.5) * 2.0
+        hidden = centred(pixels)
         for conv, norm in ((self.conv1, self.norm1), (self.conv2, self.norm2)):
             hidden = F.relu(norm(conv(hidden)))
             if self.halve == "pool":
                 hidden = F.max_pool2d(hidden, 2)
         scores: Tensor = self.head(hidden.flatten(1))
         return scores
+
+
+class MLP(nn.Module):
+    """Linear layers of `hidden` units; none at all is softmax regression.
+
+    The default is the 2NN of McMahan et al. (2017, section 3): 199,210 parameters on 28x28 grey with 10 classes.
+    """
+
+    def __init__(
+        self, shape: Shape, classes: int, hidden: Sequence[int] = (200, 200), activation: str = "relu"
+    ) -> None:
+        super().__init__()
+        check_choice("model.activation", activation, ACTIVATIONS)
+        if isinstance(hidden, str) or not isinstance(hidden, Sequence):
+            raise InputError(f"model.hidden is {hidden!r}; it must be a list of layer widths, as in [200,200]")
+        for width in hidden:
+            check_number("a width in model.hidden", width, minimum=1, integer=True)
+        self.activation = activation
+        channels, height, wide = shape
+        widths = [channels * height * wide, *hidden]
+        self.hidden = nn.ModuleList(nn.Linear(before, after) for before, after in pairwise(widths))
+        self.head = nn.Linear(widths[-1], classes)
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        """Logits [batch, classes] of pixels [batch, channels, height, width] in [0, 1]."""
+        activation = ACTIVATIONS[self.activation]
+        units = centred(pixels).flatten(1)
+        for layer in self.hidden:
+            units = activation(layer(units))
+        scores: Tensor = self.head(units)
+        return scores
+
+
+class McMahanCNN(nn.Module):
+    """The MNIST CNN of McMahan et al. (2017, section 3): 1,663,370 parameters on 28x28 grey with 10 classes.
+
+    Two 5x5 convolutions of `width` and 2*`width` channels, each with ReLU and 2x2 max pooling, a linear layer to
+    16*`width` and one to the classes. The paper's width is 32. At least 4x4 pixels.
+    """
+
+    def __init__(self, shape: Shape, classes: int, width: int = 32) -> None:
+        super().__init__()
+        check_number("model.width", width, minimum=1, integer=True)
+        check_size(shape, 4, "McMahan's CNN")
+        channels, height, wide = shape
+        self.conv1 = nn.Conv2d(channels, width, 5, padding=2)
+        self.conv2 = nn.Conv2d(width, 2 * width, 5, padding=2)
+        self.hidden = nn.Linear(2 * width * (height // 4) * (wide // 4), 16 * width)
+        self.head = nn.Linear(16 * width, classes)
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        """Logits [batch, classes] of pixels [batch, channels, height, width] in [0, 1]."""
+        hidden = centred(pixels)
+        for conv in (self.conv1, self.conv2):
+            hidden = F.max_pool2d(F.relu(conv(hidden)), 2)
+        scores: Tensor = self.head(F.relu(self.hidden(hidden.flatten(1))))
+        return scores
+
+
+def _uniform(layer: nn.Module) -> None:
+    for value in layer.parameters(recurse=False):
+        nn.init.uniform_(value, -0.5, 0.5)
+
+
+# The engine initialises a replica layer by layer, with `reset_parameters`, so an initialisation belongs to a layer.
+class UniformConv2d(nn.Conv2d):
+    """A convolution whose weights and biases start uniform in [-0.5, 0.5]."""
+
+    def reset_parameters(self) -> None:
+        _uniform(self)
+
+
+class UniformLinear(nn.Linear):
+    """A linear layer whose weights and biases start uniform in [-0.5, 0.5]."""
+
+    def reset_parameters(self) -> None:
+        _uniform(self)
+
+
+class LeNet(nn.Module):
+    """The LeNet of deep leakage from gradients (Zhu et al. 2019, as in their released code).
+
+    Three 5x5 convolutions of 12 channels with strides 2, 2 and 1 and a linear layer: 768 inputs to it on 32x32
+    pixels, and 85,036 parameters there with 3 channels and 100 classes. Nothing is pooled and a sigmoid is smooth, so
+    that an attack can follow the gradient's gradient. `init` is `uniform` in [-0.5, 0.5], which is theirs, or
+    `default`, torch's own, under which hardly any gradient passes three sigmoids.
+    """
+
+    def __init__(self, shape: Shape, classes: int, activation: str = "sigmoid", init: str = "uniform") -> None:
+        super().__init__()
+        check_choice("model.activation", activation, ACTIVATIONS)
+        check_choice("model.init", init, ("uniform", "default"))
+        self.activation = activation
+        channels, height, wide = shape
+        conv, linear = (UniformConv2d, UniformLinear) if init == "uniform" else (nn.Conv2d, nn.Linear)
+        self.conv1 = conv(channels, 12, 5, stride=2, padding=2)
+        self.conv2 = conv(12, 12, 5, stride=2, padding=2)
+        self.conv3 = conv(12, 12, 5, stride=1, padding=2)
+        self.head = linear(12 * -(-height // 4) * -(-wide // 4), classes)
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        """Logits [batch, classes] of pixels [batch, channels, height, width] in [0, 1]."""
+        activation = ACTIVATIONS[self.activation]
+        hidden = centred(pixels)
+        for conv in (self.conv1, self.conv2, self.conv3):
+            hidden = activation(conv(hidden))
+        scores: Tensor = self.head(hidden.flatten(1))
+        return scores
+
+
+class ConvNet(nn.Module):
+    """The ConvNet of inverting gradients (Geiping et al. 2020), as their released code builds it.
+
+    Eight 3x3 convolutions of w, 2w, 2w and five times 4w channels, each with a norm and ReLU; 3x3 max pooling after
+    the sixth and the eighth; a linear layer. 2,904,970 parameters at the width of 64 on 32x32 colour with 10 classes.
+    Their code names nine convolutions, two of them by the same key, of which one remains. Its norm is `batch`. At
+    least 9x9 pixels.
+    """
+
+    def __init__(self, shape: Shape, classes: int, width: int = 64, norm: str = "group") -> None:
+        super().__init__()
+        check_number("model.width", width, minimum=4, integer=True)
+        check_size(shape, 9, "the ConvNet")
+        channels, height, wide = shape
+        widths = [channels, *(factor * width for factor in (1, 2, 2, 4, 4, 4, 4, 4))]
+        pairs = pairwise(widths)
+        self.convs = nn.ModuleList(nn.Conv2d(before, after, 3, padding=1) for before, after in pairs)
+        self.norms = nn.ModuleList(norm_layer(norm, after) for after in widths[1:])
+        self.head = nn.Linear(4 * width * (height // 9) * (wide // 9), classes)
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        """Logits [batch, classes] of pixels [batch, channels, height, width] in [0, 1]."""
+        hidden = centred(pixels)
+        for place, (conv, norm) in enumerate(zip(self.convs, self.norms, strict=True)):
+            hidden = F.relu(norm(conv(hidden)))
+            if place in (5, 7):
+                hidden = F.max_pool2d(hidden, 3)
+        scores: Tensor = self.head(hidden.flatten(1))
+        return scores
+
+
+def from_path(shape: Shape, classes: int, factory: str, options: Mapping[str, Any] | None = None) -> nn.Module:
+    """A model of one's own: what the callable at `package.module:factory` returns.
+
+    The callable is given `shape` and `classes`, each where its signature names it, and `options` by keyword; it may
+    need nothing else. The current folder is searched first. The model must be an nn.Module that maps pixels in [0, 1]
+    [batch, *shape] to logits [batch, classes], the same ones every time. All its parameters are trained, and
+    initialised anew for every replica, so each layer that has any needs a `reset_parameters()`, as torch's have;
+    pre-trained weights are not kept. Anything else is an InputError.
+    """
+    who = f"model.factory={factory}"
+    build, options = _find(factory), dict(options or {})
+    try:
+        named = set(inspect.signature(build).parameters)
+    except (TypeError, ValueError):  # some callables written in C have none to read
+        named = set()
+    given = {name: value for name, value in (("shape", shape), ("classes", classes)) if name in named}
+    for name in options.keys() & given.keys():
+        raise InputError(f"{who} is given {name} by the data; take {name} out of model.options")
+    try:
+        model = build(**given, **options)
+    except Exception as error:
+        raise InputError(
+            f"{who} failed ({_reason(error)}); its arguments besides shape and classes come from model.options"
+        ) from error
+    if not isinstance(model, nn.Module):
+        raise InputError(f"{who} returned {type(model).__name__}; it must return a torch.nn.Module")
+    _check_parameters(model, who)
+    _check_outputs(model, shape, classes, who)
+    return model
+
+
+def _find(factory: object) -> Callable[..., Any]:
+    module, _, name = str(factory).partition(":")
+    if not all(part.isidentifier() for part in (*module.split("."), name)):
+        raise InputError(f"model.factory is {factory!r}; it must be package.module:factory, as in my_models:build")
+    if not {"", os.getcwd()} & set(sys.path):  # `python -m` puts it there, an installed command does not
+        sys.path.insert(0, os.getcwd())
+    try:
+        found: Callable[..., Any] | None = getattr(importlib.import_module(module), name, None)
+    except (Exception, SystemExit) as error:
+        raise InputError(
+            f"model.factory is {factory!r}, but {module} cannot be imported ({_reason(error)}); it must be in the "
+            "current folder or installed"
+        ) from error
+    if not callable(found):
+        problem = "has no" if found is None else "cannot call its"
+        raise InputError(f"model.factory is {factory!r}, but {module} {problem} {name!r}; name a function or a class")
+    return found
+
+
+def _check_parameters(model: nn.Module, who: str) -> None:
+    if next(model.parameters(), None) is None:
+        raise InputError(f"{who} returned a model without parameters; there is nothing to train")
+    for layer_name, layer in model.named_modules():
+        place = f"{layer_name} ({type(layer).__name__})" if layer_name else type(layer).__name__
+        own = list(layer.parameters(recurse=False))
+        if own and not callable(getattr(layer, "reset_parameters", None)):
+            raise InputError(
+                f"{who}: {place} has parameters but no reset_parameters(), so replicas would all start from the same "
+                "ones; define it"
+            )
+        if any(is_lazy(value) for value in own):
+            raise InputError(f"{who}: {place} is lazy; give it its size")
+        if not all(value.requires_grad for value in own):
+            raise InputError(f"{who}: {place} is frozen, but the federation trains every parameter; unfreeze it")
+
+
+@torch.no_grad()
+def _check_outputs(model: nn.Module, shape: Shape, classes: int, who: str) -> None:
+    """Ask a copy twice, in training mode: the model's own statistics stay, and randomness (dropout) shows."""
+    pixels = torch.linspace(0, 1, 2 * shape[0] * shape[1] * shape[2]).view(2, *shape)
+    try:
+        with torch.random.fork_rng(devices=[]):
+            trial = copy.deepcopy(model).train()
+            first, second = trial(pixels), trial(pixels)
+    except Exception as error:
+        raise InputError(f"{who} cannot take pixels {[2, *shape]} ({_reason(error)})") from error
+    if not isinstance(first, Tensor) or first.shape != (2, classes):
+        got = list(first.shape) if isinstance(first, Tensor) else type(first).__name__
+        raise InputError(f"{who} maps pixels {[2, *shape]} to {got}; it must give logits {[2, classes]}")
+    if not first.isfinite().all():
+        raise InputError(f"{who} gives logits that are not finite")
+    if not torch.equal(first, second):
+        raise InputError(f"{who} gives other logits for the same pixels; switch its randomness (dropout?) off")
+
+
+def _reason(error: BaseException) -> str:
+    """An exception in one line."""
+    return " ".join(f"{type(error).__name__}: {error}".split())

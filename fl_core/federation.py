@@ -2,24 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 
-from fl_core.aggregation import weighted_sum, weights
-from fl_core.algorithms import FedAvg
+from fl_core.aggregation import weights
+from fl_core.algorithms.fedavg import FedAvg
 from fl_core.checkpoint import all_finite
+from fl_core.cohort import Cohort, Lane, Tile, joined, kept_by, lanes_of, seated, sent_to, tiles
 from fl_core.data import ImageSet
+from fl_core.devices import Workload
 from fl_core.errors import InputError, check_choice, check_number
-from fl_core.lanes import BACKENDS, Backend, ExampleRule, descend
-from fl_core.models import ClassificationLosses, initial_parameters
+from fl_core.fleet import Fleet, Ideal, Turn
+from fl_core.lanes import BACKENDS, Backend, ExampleRule
+from fl_core.local import Job, Trainer, lane_bytes, memory_budget, trainer
+from fl_core.models import check_trainable, initial_parameters, statistics_of, variables_of
 from fl_core.optimizers import Tree
-from fl_core.sampling import ExampleFeed, SamplingEvent
-from fl_core.seeds import generator, seed
-from fl_core.views import Recorder
+from fl_core.participation import Everyone, Participation
+from fl_core.partition import NOBODY
+from fl_core.sampling import SamplingEvent
+from fl_core.seeds import Generators, from_seed, seed
+from fl_core.state import State
+from fl_core.views import Recorder, SecureServer
 
 
 class Defended(Protocol):
@@ -29,7 +38,7 @@ class Defended(Protocol):
 
     def example_rule(self, expected_batch: float) -> ExampleRule | None: ...
 
-    def on_update(self, updates: Tree, generators: Sequence[Sequence[torch.Generator]]) -> Tree: ...
+    def on_update(self, updates: Tree, generators: Sequence[torch.Generator]) -> Tree: ...
 
     def on_sum(self, total: Tree, generators: Sequence[torch.Generator]) -> Tree: ...
 
@@ -38,10 +47,11 @@ class Defended(Protocol):
 class Federation:
     """Everything that fixes a stack of replicas.
 
-    `data` is the pool of candidates and `owners` [examples] their clients. `members` [replicas, examples] says which
-    replica trains on which example; `replica_ids` are the replicas' numbers in the whole study, so that a shard of
-    it draws the same randomness. `sizes` [clients] are public: what a client is expected to hold, whoever is a
-    member. `cohort` clients take part in a round, drawn uniformly; None means all.
+    `data` is the pool of candidates and `owners` [examples] their clients, NOBODY (-1) where no client holds one.
+    `members` [replicas, examples] says which replica trains on which example; `replica_ids` are the replicas' numbers
+    in the whole study, so that a shard of it draws the same randomness. `sizes` [clients] are public: what a client
+    is expected to hold, whoever is a member. `participation` draws the clients of a round and `fleet` says what
+    becomes of them. `memory` bounds what the lanes of one process take, in bytes (null: `local.memory_budget`).
     """
 
     model: nn.Module
@@ -54,127 +64,272 @@ class Federation:
     rounds: int
     run: int
     replica_ids: Sequence[int]
-    cohort: int | None = None
+    participation: Participation = field(default_factory=Everyone)
+    fleet: Fleet = field(default_factory=Ideal)
     backend: Backend = "auto"
+    memory: int | None = None
 
     def __post_init__(self) -> None:
         check_number("rounds", self.rounds, minimum=1, integer=True)
         check_choice("backend", self.backend, BACKENDS)
-        if self.cohort is not None:
-            check_number("cohort", self.cohort, minimum=1, maximum=len(self.sizes), integer=True)
+        check_trainable(self.model)
+        self.fleet.check(self.participation, len(self.sizes))
+        self.algorithm.check(list(variables_of(self.model)))
+        if self.memory is not None:
+            check_number("memory", self.memory, minimum=1, integer=True)
+        if not self.fleet.synchronous and self.algorithm.broadcast({}, {"": self.sizes}):
+            raise InputError(
+                "an asynchronous fleet mixes clients of different rounds, whose control variates do not go together; "
+                "choose another algorithm, or a synchronous fleet"
+            )
 
     def events(self) -> list[SamplingEvent]:
-        """What an accountant composes, one event a client; a client is accounted as if in every cohort."""
-        return [self.algorithm.sampler.event(int(size), self.rounds) for size in self.sizes]
+        """What an accountant composes, one event a client: its sampling over the most rounds it can be in."""
+        rounds = self.participation.event(len(self.sizes), self.rounds).rounds
+        return [self.algorithm.sampler.event(int(size), rounds) for size in self.sizes]
+
+    @cached_property
+    def _examples(self) -> Sequence[Tensor]:
+        """Each client's rows of the pool, members or not."""
+        order = torch.argsort(self.owners, stable=True)
+        counts = torch.bincount(self.owners + 1, minlength=len(self.sizes) + 1)
+        return list(torch.split(order, counts.tolist()))[1:]
+
+    def held(self, row: int, client: int) -> Tensor:
+        """The examples that a client trains on in the replica at `row`."""
+        mine = self._examples[client]
+        return mine[self.members[row, mine]]
+
+    @cached_property
+    def held_counts(self) -> Tensor:
+        """How many they are [replicas, clients]."""
+        counts = [torch.bincount(self.owners[mine] + 1, minlength=len(self.sizes) + 1) for mine in self.members]
+        return torch.stack(counts)[:, 1:]
+
+    @cached_property
+    def _turns(self) -> list[tuple[list[Turn], Iterator[Turn]]]:
+        sampler = self.algorithm.sampler
+        work = Workload(
+            clients=len(self.sizes),
+            steps=torch.tensor([sampler.steps(int(size)) for size in self.sizes]),
+            step_examples=float(sampler.batch(int(self.sizes.max()))),
+            model_bytes=sum(value.numel() * value.element_size() for value in variables_of(self.model).values()),
+        )
+        return [([], self.fleet.turns(self.participation, work, self.run, replica)) for replica in self.replica_ids]
+
+    def turn(self, row: int, round: int) -> Turn:
+        """Who was asked, took part, was late or lost in `round`, in the replica at `row`, and when on its clock."""
+        known, coming = self._turns[row]
+        while len(known) <= round:
+            known.append(next(coming))
+        return known[round]
+
+    def cohort(self, round: int) -> Cohort:
+        """The seats of a round, as many as the fullest replica needs."""
+        turns = [self.turn(row, round) for row in range(len(self.replica_ids))]
+        width = max(len(turn.clients) for turn in turns)
+
+        def seats(values: list[Tensor], empty: float) -> Tensor:
+            return torch.stack([nn.functional.pad(value, (0, width - len(value)), value=empty) for value in values])
+
+        return Cohort(
+            clients=seats([turn.clients for turn in turns], NOBODY),
+            versions=seats([turn.versions for turn in turns], round),
+            work=seats([turn.work for turn in turns], 1.0),
+            factors=seats([turn.factors for turn in turns], 0.0).float(),
+        )
 
 
 def public_sizes(owners: Tensor, clients: int, rate: float) -> Tensor:
     """The number of examples each client is expected to hold [clients], at least 1, from public facts alone."""
-    return (torch.bincount(owners, minlength=clients) * rate).round().long().clamp(min=1)
+    return (torch.bincount(owners[owners != NOBODY], minlength=clients) * rate).round().long().clamp(min=1)
 
 
-def initial_model(federation: Federation) -> Tree:
-    """Each replica's first global model [replicas, ...]: its clients all start from these same weights."""
+def initial_state(federation: Federation) -> State:
+    """Before the first round: each replica's clients all start from the same newly drawn weights."""
     each = [initial_parameters(federation.model, seed(federation.run, "model", r)) for r in federation.replica_ids]
     device = federation.data.images.device
-    return {name: torch.stack([one[name] for one in each]).to(device) for name in each[0]}
+    model = {name: torch.stack([one[name] for one in each]).to(device) for name in each[0]}
+    algorithm = federation.algorithm
+    return State(
+        round=0,
+        model=model,
+        server=algorithm.server_state(model),
+        clients=algorithm.client_state(model, len(federation.sizes)),
+    )
 
 
 def run(
     federation: Federation,
-    recorder: Recorder,
+    recorder: Recorder | None = None,
     *,
-    model: Tree | None = None,
-    first_round: int = 0,
-    after_round: Callable[[int, Tree], object] | None = None,
-) -> Tree:
-    """Play the rounds from `first_round` on and return the final global models [replicas, ...].
+    state: State | None = None,
+    after_round: Callable[[State], object] | None = None,
+    workers: int = 1,
+) -> State:
+    """Play the rounds that are left and return the final state.
 
-    `model` is what `after_round` was given before an interruption; the result is the uninterrupted run's, in
-    bits under a fixed backend on a CPU.
+    `state` is what `after_round` was given before an interruption; the result is the uninterrupted run's, in bits
+    under a fixed backend on a CPU. `workers` processes share the lanes of a round; no number depends on how many they
+    are under `loop`, and only last digits under `vmap`. A script that asks for several needs no `__main__` guard.
     """
-    model = initial_model(federation) if model is None else model
-    for round in range(first_round, federation.rounds):
-        model = play_round(federation, round, model, recorder)
-        if not all_finite(model):
-            raise InputError(
-                f"training diverged in round {round + 1}: lower algorithm.lr (now {federation.algorithm.lr})"
-            )
-        if after_round is not None:
-            after_round(round, model)
-    recorder.finished(model)
-    return model
+    recorder = recorder or Recorder()
+    if not federation.algorithm.aggregator.streams and recorder.view is SecureServer:
+        raise InputError("secure_server sees nothing but sums, and this aggregator is no sum; set aggregator=mean")
+    state = state or initial_state(federation)
+    with trainer(federation.data, workers) as train:
+        while state.round < federation.rounds:
+            state = play_round(federation, state, recorder, train, workers)
+            if not all_finite(state.model):
+                raise InputError(
+                    f"training diverged in round {state.round}: lower algorithm.lr (now {federation.algorithm.lr})"
+                )
+            if after_round is not None:
+                after_round(state)
+    recorder.finished(state.model)
+    return state
 
 
-def play_round(federation: Federation, round: int, model: Tree, recorder: Recorder) -> Tree:
-    """One round of federated averaging: broadcast, local training, tap, aggregate, tap, server step."""
-    algorithm, defense = federation.algorithm, federation.defense
+def play_round(federation: Federation, state: State, recorder: Recorder, train: Trainer, workers: int = 1) -> State:
+    """One round: broadcast, local training, tap, aggregate, tap, server step."""
+    algorithm, defense, round = federation.algorithm, federation.defense, state.round
 
-    cohort = draw_cohort(federation, round)
-    recorder.broadcast(round, model)
+    cohort = federation.cohort(round)
+    sent = algorithm.broadcast(state.model, state.server)
+    recorder.broadcast(round, sent)
+    past = {**state.past, round: sent}
 
-    updates = local_training(federation, round, model, cohort)
-    updates = defense.on_update(updates, _generators(federation, "update noise", round, cohort))
-    shares = weights(algorithm.weighting, _weighing_sizes(federation, cohort))
-    recorder.received(round, cohort, shares, updates)
+    shares = weights(algorithm.weighting, _weighing_sizes(federation, cohort), cohort.present) * cohort.factors
+    recorder.asked(round, cohort.clients, cohort.versions, shares)
 
-    total = weighted_sum(updates, shares)
-    server = torch.zeros(len(cohort), 1, dtype=torch.long)
-    total = defense.on_sum(total, [row[0] for row in _generators(federation, "sum noise", round, server)])
+    parts: list[tuple[Tile, Tree]] = []
+    total: Tree = {}
+    for tile, updates in _local_training(federation, state, past, cohort, train, workers):
+        recorder.received(round, tile, updates)
+        if algorithm.aggregator.streams:
+            part = algorithm.aggregator(updates, shares[tile], cohort.present[tile])
+            for name, value in part.items():
+                total.setdefault(name, value.new_zeros(len(shares), *value.shape[1:]))[tile[0]] += value
+        else:
+            parts.append((tile, updates))
+    if parts:
+        total = algorithm.aggregator(joined(parts, cohort), shares, cohort.present)
+    if total:
+        total = defense.on_sum(total, _generators(federation, _noise_seeds(federation, round)))
     recorder.summed(round, total)
 
-    return algorithm.server_step(model, total)
-
-
-def draw_cohort(federation: Federation, round: int) -> Tensor:
-    """The clients that take part [replicas, cohort], uniformly without replacement."""
-    clients = len(federation.sizes)
-    if federation.cohort is None or federation.cohort == clients:
-        return torch.arange(clients).repeat(len(federation.replica_ids), 1)
-    draws = [
-        torch.randperm(clients, generator=generator(federation.run, "cohort", replica, round))[: federation.cohort]
-        for replica in federation.replica_ids
-    ]
-    return torch.stack(draws).sort(1).values
-
-
-def local_training(federation: Federation, round: int, model: Tree, cohort: Tensor) -> Tree:
-    """Every client of every replica trains on its own examples, as lanes; returns updates [replicas, cohort, ...]."""
-    algorithm, sampler = federation.algorithm, federation.algorithm.sampler
-    plan = []
-    for row, replica in enumerate(federation.replica_ids):
-        for client in cohort[row].tolist():
-            mine = torch.nonzero(federation.members[row] & (federation.owners == client)).flatten()
-            draw = generator(federation.run, "batches", replica, round, client)
-            plan.append(sampler.draw(mine, int(federation.sizes[client]), draw))
-    width = cohort.shape[1]
-    start = {name: value.repeat_interleave(width, 0) for name, value in model.items()}
-    noise = [one for row in _generators(federation, "example noise", round, cohort) for one in row]
-    trained = descend(
-        start,
-        ClassificationLosses(federation.model),
-        ExampleFeed(federation.data.images, federation.data.labels, plan),
-        algorithm.local_optimizer(),
-        rule=federation.defense.example_rule(sampler.batch_size),
-        generators=noise,
-        backend=federation.backend,
+    model, server = _server_step(federation, state, total, cohort)
+    needed = min(federation.turn(row, round).oldest for row in range(len(shares)))
+    return State(
+        round=round + 1,
+        model=model,
+        server=server,
+        clients=state.clients,
+        past={version: tree for version, tree in past.items() if version >= needed},
     )
-    return {name: (trained[name] - start[name]).unflatten(0, cohort.shape) for name in start}
 
 
-def _weighing_sizes(federation: Federation, cohort: Tensor) -> Tensor:
-    """Sizes that the weights may use [replicas, cohort]: the real ones, or the public ones under a guarantee."""
+def _local_training(
+    federation: Federation, state: State, past: Mapping[int, Tree], cohort: Cohort, train: Trainer, workers: int
+) -> Iterator[tuple[Tile, Tree]]:
+    """Every client of every replica trains on its own examples, as lanes, a tile of the cohort at a time.
+
+    Hands out each tile's updates [rows, seats, ...], after the defence; an empty seat's is zero. What the clients keep
+    changes in `state.clients`.
+    """
+    algorithm, sampler, round = federation.algorithm, federation.algorithm.sampler, state.round
+    lr = algorithm.lr * algorithm.schedule.factor(round, federation.rounds)
+    rule = federation.defense.example_rule(sampler.batch(int(federation.sizes.max())))
+    cut = tiles(len(cohort.clients), cohort.clients.shape[1], _most_lanes(federation, cohort, workers))
+    places = [(tile, lanes) for tile in cut if (lanes := lanes_of(cohort, tile))]
+    begun: list[tuple[Tree, Tree, Tensor]] = []
+
+    def jobs() -> Iterator[Job]:
+        for _, lanes in places:
+            plan = [_batches(federation, round, lane) for lane in lanes]
+            sent, mine = sent_to(past, lanes), kept_by(state.clients, lanes)
+            start, optimizer = algorithm.local(lr, sent, mine)
+            begun.append((sent, mine, torch.tensor([len(batches) for batches in plan])))
+            rows = [batch for batches in plan for batch in batches]
+            yield Job(
+                model=federation.model,
+                start=start,
+                optimizer=optimizer,
+                rows=torch.cat(rows) if rows else torch.empty(0, dtype=torch.long),
+                sizes=[[len(batch) for batch in batches] for batches in plan],
+                rule=rule,
+                noise=[_lane_seed(federation, "example noise", round, lane) for lane in lanes],
+                backend=federation.backend,
+            )
+
+    for (tile, lanes), trained in zip(places, train(jobs()), strict=True):
+        sent, mine, steps = begun.pop(0)
+        trained = {name: value.to(federation.data.images.device) for name, value in trained.items()}
+        updates, keep = algorithm.message(lr, sent, trained, mine, steps)
+        for name, value in keep.items():
+            state.clients[name][[lane.row for lane in lanes], [lane.client for lane in lanes]] = value
+        seeds = [_lane_seed(federation, "update noise", round, lane) for lane in lanes]
+        updates = federation.defense.on_update(updates, _generators(federation, seeds))
+        yield tile, seated(updates, cohort.present[tile])
+
+
+def _lane_seed(federation: Federation, purpose: str, round: int, lane: Lane) -> int:
+    return seed(federation.run, purpose, federation.replica_ids[lane.row], round, lane.client)
+
+
+def _noise_seeds(federation: Federation, round: int) -> list[int]:
+    return [seed(federation.run, "sum noise", replica, round) for replica in federation.replica_ids]
+
+
+def _generators(federation: Federation, seeds: Sequence[int]) -> Generators:
+    return Generators(seeds, federation.data.images.device)
+
+
+def _batches(federation: Federation, round: int, lane: Lane) -> list[Tensor]:
+    """A client's batches; one that does only a share of its work does the first ones, at least one."""
+    draw = from_seed(_lane_seed(federation, "batches", round, lane))
+    size = int(federation.sizes[lane.client])
+    batches = federation.algorithm.sampler.draw(federation.held(lane.row, lane.client), size, draw)
+    return batches if lane.work >= 1 else batches[: max(1, math.floor(lane.work * len(batches) + 1e-9))]
+
+
+def _server_step(federation: Federation, state: State, update: Tree, cohort: Cohort) -> tuple[Tree, Tree]:
+    """The algorithm's own step; a replica that received nothing stays as it is, and statistics are just averaged."""
+    if not update:
+        return state.model, state.server
+    algorithm = federation.algorithm
+    lr = algorithm.server_lr * algorithm.server_schedule.factor(state.round, federation.rounds)
+    share = cohort.present.sum(1) / len(federation.sizes)
+    model, server = algorithm.server_step(lr, state.model, state.server, update, share)
+    for name in statistics_of(federation.model) & update.keys():
+        model[name] = state.model[name] + update[name]
+    moved = cohort.present.any(1)
+    if moved.all():
+        return model, server
+
+    def stay(new: Tree, old: Tree) -> Tree:
+        return {
+            name: torch.where(moved.to(value.device).view(-1, *[1] * (value.dim() - 1)), value, old[name])
+            for name, value in new.items()
+        }
+
+    return stay(model, state.model), stay(server, state.server)
+
+
+def _most_lanes(federation: Federation, cohort: Cohort, workers: int) -> int:
+    """How many lanes train together: what memory allows, and no more than leave work for every worker."""
+    device, sampler = federation.data.images.device, federation.algorithm.sampler
+    rule = federation.defense.example_rule(1.0) is not None
+    batch = sampler.batch(int(federation.sizes.max()))
+    stacked = federation.backend != "loop"
+    each = lane_bytes(federation.model, federation.data.shape, batch, rule, stacked)
+    budget = federation.memory or memory_budget(device)
+    return max(1, min(budget // (each * workers), -(-cohort.clients.numel() // workers)))
+
+
+def _weighing_sizes(federation: Federation, cohort: Cohort) -> Tensor:
+    """Sizes that the weights may use [replicas, seats]: the real ones, or the public ones under a guarantee."""
+    clients = cohort.clients.clamp(min=0)
     if federation.defense.public_sizes:
-        return federation.sizes[cohort]
-    held = torch.stack(
-        [torch.bincount(federation.owners[mine], minlength=len(federation.sizes)) for mine in federation.members]
-    )
-    return held.gather(1, cohort)
-
-
-def _generators(federation: Federation, purpose: str, round: int, cohort: Tensor) -> list[list[torch.Generator]]:
-    device = federation.data.images.device
-    return [
-        [generator(federation.run, purpose, replica, round, client, device) for client in cohort[row].tolist()]
-        for row, replica in enumerate(federation.replica_ids)
-    ]
+        return federation.sizes[clients]
+    return federation.held_counts.gather(1, clients)

@@ -12,7 +12,7 @@ is the one loop that moves them. Two backends give the same numbers to float tol
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 from torch.func import grad, vmap
 
-from fl_core.errors import check_choice
+from fl_core.errors import InputError, check_choice
 from fl_core.optimizers import Optimizer, Tree
 
 Backend = Literal["auto", "vmap", "loop"]
@@ -73,6 +73,11 @@ class _Problem:
     optimizer: Optimizer
     rule: ExampleRule | None
     generators: Sequence[torch.Generator]
+    statistics: frozenset[str]
+
+    def moving(self, variables: Tree) -> Tree:
+        """The variables that descend; the others are statistics, which the forward pass itself keeps."""
+        return {name: value for name, value in variables.items() if name not in self.statistics}
 
     def mean_loss(self, variables: Tree, mask: Tensor, inputs: tuple[Input, ...]) -> Tensor:
         return (self.losses(variables, *inputs) * mask).sum() / mask.sum().clamp(min=1)
@@ -96,17 +101,29 @@ def descend(
     generators: Sequence[torch.Generator] = (),
     backend: Backend = "auto",
     on_step: Callable[[int], object] | None = None,
+    statistics: Collection[str] = (),
 ) -> Tree:
     """Minimise each lane's loss over the feed's steps and return the new variables [lanes, ...]; the old ones stay.
 
     Without a rule a step follows the gradient of the mean loss over the lane's real examples; with one it follows
     `rule.on_examples` of the per-example gradients. `on_step` is called with each finished step's number where the
     backend goes step by step, and at the end otherwise.
+
+    `statistics` names variables that `losses` updates in place by itself (BatchNorm's running means). They mix the
+    examples of a batch, so that they go with no rule, nor with the padded batches of `vmap`: `auto` takes `loop`, and
+    the rest raises InputError.
     """
     check_choice("backend", backend, BACKENDS)
+    if statistics:
+        if rule is not None or backend == "vmap":
+            raise InputError(
+                "BatchNorm mixes the examples of a batch: no example's gradient stands alone, for a defence to clip, "
+                "and a padded batch is another batch; use norm=group, or no such defence and backend=loop"
+            )
+        backend = "loop"
     variables = {name: value.detach().clone() for name, value in variables.items()}
-    slots = optimizer.slots(variables)
-    problem = _Problem(losses, feed, optimizer, rule, generators)
+    problem = _Problem(losses, feed, optimizer, rule, generators, frozenset(statistics))
+    slots = optimizer.slots(problem.moving(variables))
     start = 0
     if backend == "auto":
         backend, start = _choose(problem, variables, slots)
@@ -221,14 +238,18 @@ def _run_one_by_one(
         # Views into the stacked storage: what moves here moves there.
         mine = {name: value[lane] for name, value in variables.items()}
         my_slots = {name: value[lane] for name, value in slots.items()}
-        leaves = _leaves(mine)
+        moving = problem.moving(mine)
+        leaves = _leaves(moving)
+        whole = mine | leaves
         for step in range(start, stop):
             batch = problem.feed.one(step, lane)
             if batch is None:
                 continue
             inputs = _each(batch.inputs, lambda value: value[0])
-            if problem.rule is None:
-                gradients = _gradients(problem.losses(leaves, *inputs).mean(), leaves)
+            if problem.rule is None and not batch.mask.shape[1]:
+                gradients = {name: torch.zeros_like(value) for name, value in moving.items()}
+            elif problem.rule is None:
+                gradients = _gradients(problem.losses(whole, *inputs).mean(), leaves)
             else:
                 # An empty batch has no loss to differentiate; its copies [0, ...] are the gradients' shape.
                 examples = copies = _leaves(_copies(mine, batch.mask.shape[1]))
@@ -239,7 +260,7 @@ def _run_one_by_one(
                     step_gradient = problem.rule.on_examples(stacked, batch.mask, problem.generators[lane : lane + 1])
                     gradients = {name: value[0] for name, value in step_gradient.items()}
             with torch.no_grad():
-                problem.optimizer.step(mine, gradients, my_slots, step)
+                problem.optimizer.step(moving, gradients, my_slots, step)
     if on_step is not None and stop > start:
         on_step(stop - 1)
 

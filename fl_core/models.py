@@ -14,25 +14,42 @@ from fl_core.optimizers import Tree
 from fl_core.seeds import from_seed
 
 
-def parameters_of(model: nn.Module) -> Tree:
-    """The model's parameters by name, detached. A model with buffers (BatchNorm's statistics) is refused."""
-    if next(model.buffers(), None) is not None:
-        raise InputError(
-            f"{type(model).__name__} keeps statistics over examples (BatchNorm, say), which leak between clients; "
-            "use GroupNorm"
-        )
-    return {name: value.detach().clone() for name, value in model.named_parameters()}
+def statistics_of(model: nn.Module) -> frozenset[str]:
+    """The names of what the model itself keeps of the examples it has seen: BatchNorm's running means and variances."""
+    return frozenset(
+        name for name, value in model.named_buffers() if value.is_floating_point() and name in model.state_dict()
+    )
+
+
+def check_trainable(model: nn.Module) -> None:
+    """Raise InputError for a model that draws randomness which no seed here governs, or that has no parameters."""
+    for name, layer in model.named_modules():
+        if isinstance(layer, nn.modules.batchnorm._BatchNorm) and layer.track_running_stats and layer.momentum is None:
+            raise InputError(f"{type(model).__name__}: {name} averages over all batches ever seen; give it a momentum")
+        if isinstance(layer, nn.modules.dropout._DropoutNd) and layer.p > 0:
+            raise InputError(
+                f"{type(model).__name__} has dropout ({name}), whose draws no seed here governs; set its p to 0"
+            )
+    if next(model.parameters(), None) is None:
+        raise InputError(f"{type(model).__name__} has no parameters to train")
+
+
+def variables_of(model: nn.Module) -> Tree:
+    """What a federation trains and averages, by name, detached: the parameters, then the statistics."""
+    statistics = statistics_of(model)
+    held = {name: value for name, value in model.named_buffers() if name in statistics}
+    return {name: value.detach().clone() for name, value in (dict(model.named_parameters()) | held).items()}
 
 
 def initial_parameters(model: nn.Module, seed: int) -> Tree:
-    """The same architecture's parameters, newly initialised from `seed` on the CPU by the layers' own rules."""
+    """The same architecture's variables, newly initialised from `seed` on the CPU by the layers' own rules."""
     with torch.random.fork_rng(devices=[]):
         torch.set_rng_state(from_seed(seed).get_state())
         for layer in model.modules():
             reset = getattr(layer, "reset_parameters", None)
             if callable(reset):
                 reset()
-    return {name: value.cpu() for name, value in parameters_of(model).items()}
+    return {name: value.cpu() for name, value in variables_of(model).items()}
 
 
 def cross_entropy(scores: Tensor, labels: Tensor) -> Tensor:
@@ -44,24 +61,27 @@ def cross_entropy(scores: Tensor, labels: Tensor) -> Tensor:
 
 
 class ClassificationLosses:
-    """`losses(parameters, images [batch, ...], labels [batch]) -> [batch]`, cross-entropy in nats.
+    """`losses(variables, images [batch, ...], labels [batch]) -> [batch]`, cross-entropy in nats.
 
-    The parameters are lent to the module for one forward pass, as `functional_call` does, but without its
-    bookkeeping, which costs a tenth of a tiny model's whole step.
+    The variables are lent to the module for one forward pass in training mode, as `functional_call` does, but without
+    its bookkeeping, which costs a tenth of a tiny model's whole step.
     """
 
     def __init__(self, model: nn.Module) -> None:
-        self.model = model
+        self.model = model.train()
+        statistics = statistics_of(model)
         names = {id(value): name for name, value in model.named_parameters()}
-        self._places = [
-            (layer._parameters, own, value, names[id(value)])  # layers that share a parameter share its name
+        names |= {id(value): name for name, value in model.named_buffers() if name in statistics}
+        self._places: list[tuple[dict[str, Any], str, Tensor, str]] = [
+            (slots, own, value, names[id(value)])  # layers that share a parameter share its name
             for layer in model.modules()
-            for own, value in layer._parameters.items()
-            if value is not None
+            for slots in (layer._parameters, layer._buffers)
+            for own, value in slots.items()
+            if value is not None and id(value) in names
         ]
 
-    def __call__(self, parameters: Tree, images: Tensor, labels: Tensor) -> Tensor:
-        lent: dict[str, Any] = parameters  # autograd takes any tensor where a module keeps an nn.Parameter
+    def __call__(self, variables: Tree, images: Tensor, labels: Tensor) -> Tensor:
+        lent: dict[str, Any] = variables  # autograd takes any tensor where a module keeps an nn.Parameter
         try:
             for slots, own, _, name in self._places:
                 slots[own] = lent[name]
@@ -73,8 +93,12 @@ class ClassificationLosses:
 
 @torch.no_grad()
 def logits(model: nn.Module, stacked: Tree, images: Tensor, chunk: int = 1024) -> Tensor:
-    """Outputs [lanes, examples, classes] of stacked parameters [lanes, ...] on images [examples, ...], on the CPU."""
+    """Outputs [lanes, examples, classes] of stacked variables [lanes, ...] on images [examples, ...], on the CPU.
+
+    The model is asked in evaluation mode: BatchNorm uses its running statistics, never those of the queries.
+    """
     lanes = next(iter(stacked.values())).shape[0]
+    model.eval()
     return torch.stack(
         [
             torch.cat(

@@ -23,23 +23,35 @@ class Optimizer(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class SGD:
-    """Stochastic gradient descent with heavy-ball momentum, in torch.optim.SGD's convention (no dampening)."""
+    """Stochastic gradient descent with heavy-ball momentum and L2 weight decay, in torch.optim.SGD's convention.
+
+    A subclass that bends the gradient first overrides `direction`.
+    """
 
     lr: float
     momentum: float = 0.0
+    weight_decay: float = 0.0
 
     def __post_init__(self) -> None:
         check_number("lr", self.lr, above=0)
         check_number("momentum", self.momentum, minimum=0, below=1)
+        check_number("weight_decay", self.weight_decay, minimum=0)
 
     def slots(self, variables: Tree) -> Tree:
         if not self.momentum:
             return {}
         return {name: torch.zeros_like(value) for name, value in variables.items()}
 
+    def direction(self, variables: Tree, gradients: Tree, slots: Tree) -> list[Tensor]:
+        """What a step follows, in the variables' order: the gradient plus the decay's pull."""
+        found = [gradients[name] for name in variables]
+        if self.weight_decay:
+            found = list(torch._foreach_add(found, list(variables.values()), alpha=self.weight_decay))
+        return found
+
     def step(self, variables: Tree, gradients: Tree, slots: Tree, step: int) -> None:
         moving = list(variables.values())
-        directions = [gradients[name] for name in variables]
+        directions = self.direction(variables, gradients, slots)
         if self.momentum:
             velocity = [slots[name] for name in variables]
             torch._foreach_mul_(velocity, self.momentum)

@@ -1,32 +1,39 @@
-"""Who holds what: owners of the examples, planted canaries, and which replica trains on which example."""
+"""Who holds what: owners of the examples, planted canaries and rarities, and which replica trains on which example."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from fl_core.data import ImageSet
+from fl_core.data import ImageSet, class_number
 from fl_core.errors import InputError, check_number
 from fl_core.seeds import generator, seed
 
+NOBODY = -1
+"""The owner of an example that no client holds: it trains no model."""
+
+MOST_EVEN = 1e6
+"""A larger alpha changes nothing that could be seen, and far larger ones overflow."""
+
 
 class Partition(Protocol):
-    """`owners(labels, clients, run)` gives each example's client [examples]."""
+    """`owners(data, clients, run)` gives each example's client [examples], on the CPU."""
 
-    def owners(self, labels: Tensor, clients: int, run: int) -> Tensor: ...
+    def owners(self, data: ImageSet, clients: int, run: int) -> Tensor: ...
 
 
 @dataclass(frozen=True)
 class IID:
     """Every client gets an equal share, drawn uniformly; sizes differ by at most one."""
 
-    def owners(self, labels: Tensor, clients: int, run: int) -> Tensor:
-        order = torch.randperm(len(labels), generator=generator(run, "partition"))
-        owners = torch.empty(len(labels), dtype=torch.long)
-        owners[order] = torch.arange(len(labels)) % clients
+    def owners(self, data: ImageSet, clients: int, run: int) -> Tensor:
+        order = torch.randperm(len(data), generator=generator(run, "partition"))
+        owners = torch.empty(len(data), dtype=torch.long)
+        owners[order] = torch.arange(len(data)) % clients
         return owners
 
 
@@ -37,11 +44,10 @@ class Dirichlet:
     alpha: float = 0.5
 
     def __post_init__(self) -> None:
-        check_number("partition.alpha", self.alpha, above=0)
+        check_number("partition.alpha", self.alpha, above=0, maximum=MOST_EVEN)
 
-    def owners(self, labels: Tensor, clients: int, run: int) -> Tensor:
-        import numpy as np
-
+    def owners(self, data: ImageSet, clients: int, run: int) -> Tensor:
+        labels = data.labels.cpu()
         rng = np.random.default_rng(seed(run, "partition"))
         owners = torch.empty(len(labels), dtype=torch.long)
         for label in labels.unique().tolist():
@@ -52,6 +58,84 @@ class Dirichlet:
         return owners
 
 
+@dataclass(frozen=True, kw_only=True)
+class Shards:
+    """Examples sorted by class are cut into equal shards; each client gets `shards_per_client` of them at random.
+
+    McMahan et al. 2017, section 3: "pathological", since two shards are the examples of about two classes. Sizes of
+    shards differ by at most one.
+    """
+
+    shards_per_client: int = 2
+
+    def __post_init__(self) -> None:
+        check_number("partition.shards_per_client", self.shards_per_client, minimum=1, integer=True)
+
+    def owners(self, data: ImageSet, clients: int, run: int) -> Tensor:
+        shards = clients * self.shards_per_client
+        if shards > len(data):
+            raise InputError(
+                f"partition.shards_per_client is {self.shards_per_client}, which makes {shards} shards for {clients} "
+                f"clients, but there are only {len(data)} examples; lower it or clients"
+            )
+        draw = generator(run, "partition")
+        order = torch.randperm(len(data), generator=draw)  # so that chance says which of a class share a shard
+        order = order[data.labels.cpu()[order].argsort(stable=True)]
+        holder = torch.randperm(shards, generator=draw) % clients
+        owners = torch.empty(len(data), dtype=torch.long)
+        for shard, part in enumerate(order.tensor_split(shards)):
+            owners[part] = holder[shard]
+        return owners
+
+
+@dataclass(frozen=True, kw_only=True)
+class QuantitySkew:
+    """Clients differ in how much they hold, not in what: sizes in Dirichlet(alpha) shares, classes as in the pool.
+
+    Quantity skew of Li et al. 2022 (Federated Learning on Non-IID Data Silos). Every client first gets `minimum`
+    examples, and the shares are those of the rest.
+    """
+
+    alpha: float = 0.5
+    minimum: int = 10
+
+    def __post_init__(self) -> None:
+        check_number("partition.alpha", self.alpha, above=0, maximum=MOST_EVEN)
+        check_number("partition.minimum", self.minimum, minimum=1, integer=True)
+
+    def owners(self, data: ImageSet, clients: int, run: int) -> Tensor:
+        rest = len(data) - clients * self.minimum
+        if rest < 0:
+            raise InputError(
+                f"partition.minimum is {self.minimum}, but {len(data)} examples are too few to give {clients} clients "
+                f"that many; it must be at most {len(data) // clients}"
+            )
+        rng = np.random.default_rng(seed(run, "partition"))
+        ends = (np.cumsum(rng.dirichlet([self.alpha] * clients)) * rest).round().astype(int)
+        ends[-1] = rest
+        sizes = np.diff(ends, prepend=0) + self.minimum
+        owners = torch.from_numpy(np.repeat(np.arange(clients), sizes))
+        return owners[torch.from_numpy(rng.permutation(len(data)))]
+
+
+@dataclass(frozen=True)
+class Natural:
+    """Every owner that the data name (a writer, a photographer, a hospital) is a client, numbered as in the data."""
+
+    def owners(self, data: ImageSet, clients: int, run: int) -> Tensor:
+        if data.owners is None:
+            raise InputError(
+                "partition=natural needs data that name their owners: data=parquet with data.owner_column, data=npz "
+                "with an array `owners`, or data=folder with data.by_owner=true"
+            )
+        if clients != len(data.owner_names):
+            raise InputError(
+                f"clients is {clients}, but the data have {len(data.owner_names)} owners; "
+                f"set clients={len(data.owner_names)} or choose another partition"
+            )
+        return data.owners.cpu()
+
+
 def split(partition: Partition, data: ImageSet, clients: int, run: int) -> Tensor:
     """Owners [examples] under `partition`; refuses more clients than examples, or a client left with none."""
     check_number("clients", clients, minimum=1, integer=True)
@@ -59,7 +143,7 @@ def split(partition: Partition, data: ImageSet, clients: int, run: int) -> Tenso
         raise InputError(
             f"clients is {clients}, but there are only {len(data)} examples; lower clients or raise data.limit"
         )
-    owners = partition.owners(data.labels.cpu(), clients, run)
+    owners = partition.owners(data, clients, run)
     empty = clients - len(owners.unique())
     if empty:
         raise InputError(
@@ -86,14 +170,44 @@ def plant_canaries(data: ImageSet, fraction: float, run: int) -> tuple[ImageSet,
     return data.relabel(labels), canary
 
 
-def draw_members(replicas: int, examples: int, rate: float, run: int) -> Tensor:
+def plant_rarity(
+    data: ImageSet, owners: Tensor, label: int | str, client: int, run: int, true_labels: Tensor | None = None
+) -> Tensor:
+    """Owners [examples] where `client` alone holds one example of the class `label`, and nobody holds another.
+
+    `label` is the class's name or number. The one example is drawn uniformly from the class; the others get the owner
+    `NOBODY` (-1), so that they train no model. With canaries in `data`, `true_labels` [examples] are the labels before
+    they were planted: the one example is then no canary, and one that bears or hides the class trains nowhere either.
+    """
+    clients = int(owners.max()) + 1
+    number = class_number(data.classes, label, "rarity.label")
+    check_number("rarity.client", client, minimum=0, maximum=clients - 1, integer=True)
+    labels = data.labels.cpu()
+    truth = labels if true_labels is None else true_labels.cpu()
+    proper = torch.nonzero((labels == number) & (truth == number)).flatten()
+    if not len(proper):
+        raise InputError(f"rarity.label names {label!r}, but the pool has no example of that class; raise data.limit")
+    chosen = proper[torch.randint(len(proper), (1,), generator=generator(run, "rarity"))]
+    planted = torch.where((labels == number) | (truth == number), NOBODY, owners)
+    planted[chosen] = client
+    empty = clients - len(planted[planted != NOBODY].unique())
+    if empty:
+        raise InputError(
+            f"the rarity takes every example of {empty} of {clients} clients, who held the class {label!r} alone; "
+            "use another rarity.label, fewer clients or another partition"
+        )
+    return planted
+
+
+def draw_members(replicas: int, examples: int, rate: float, run: int, owners: Tensor | None = None) -> Tensor:
     """Membership [replicas, examples]: each example joins each replica by its own coin of chance `rate`.
 
     Independent coins, not an exact half: with an exact half, the number of other replicas that hold an example tells
-    whether this one does.
+    whether this one does. An example that nobody owns (-1 in `owners` [examples]) is a member nowhere.
     """
     check_number("replicas", replicas, minimum=1, integer=True)
     check_number("membership", rate, above=0, maximum=1)
-    return torch.stack(
+    coins = torch.stack(
         [torch.rand(examples, generator=generator(run, "membership", replica)) < rate for replica in range(replicas)]
     )
+    return coins if owners is None else coins & (owners != NOBODY)

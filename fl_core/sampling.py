@@ -14,7 +14,7 @@ from typing import Literal, Protocol
 import torch
 from torch import Tensor
 
-from fl_core.errors import check_number
+from fl_core.errors import InputError, check_number
 from fl_core.lanes import Batch
 
 
@@ -34,8 +34,9 @@ class SamplingEvent:
 class Sampler(Protocol):
     """Draws a client's batches for one round. `size` is the client's public number of examples."""
 
-    @property
-    def batch_size(self) -> int: ...
+    def batch(self, size: int) -> int: ...
+
+    def steps(self, size: int) -> int: ...
 
     def draw(self, examples: Tensor, size: int, generator: torch.Generator) -> list[Tensor]: ...
 
@@ -44,31 +45,50 @@ class Sampler(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class _Epochs:
-    """What every sampler is told."""
+    """What every sampler is told. `local_steps`, where it is given, takes the place of `local_epochs`."""
 
-    local_epochs: int
-    batch_size: int
+    local_epochs: int = 1
+    batch_size: int | None
+    local_steps: int | None = None
 
     def __post_init__(self) -> None:
         check_number("sampler.local_epochs", self.local_epochs, minimum=1, integer=True)
-        check_number("sampler.batch_size", self.batch_size, minimum=1, integer=True)
+        if self.batch_size is not None:
+            check_number("sampler.batch_size", self.batch_size, minimum=1, integer=True)
+        if self.local_steps is not None:
+            check_number("sampler.local_steps", self.local_steps, minimum=1, integer=True)
+
+    def batch(self, size: int) -> int:
+        """Examples a step of a client with `size` of them; without a batch size, all of them."""
+        return max(size, 1) if self.batch_size is None else self.batch_size
+
+    def steps(self, size: int) -> int:
+        """Local steps a round of a client with `size` examples."""
+        return self.local_steps or math.ceil(max(size, 1) / self.batch(size)) * self.local_epochs
 
 
 @dataclass(frozen=True, kw_only=True)
 class Shuffled(_Epochs):
-    """Every epoch visits each example once, in a fresh order; the last batch of an epoch may be smaller."""
+    """Every epoch visits each example once, in a fresh order; the last batch of an epoch may be smaller.
+
+    Without a batch size every step takes all of the client's examples, as gradient descent does.
+    """
 
     def draw(self, examples: Tensor, size: int, generator: torch.Generator) -> list[Tensor]:
         """Batches of entries of `examples` [n]; none at all for a client without examples."""
+        if not len(examples):
+            return []
         batches: list[Tensor] = []
-        for _ in range(self.local_epochs):
+        while len(batches) < self.steps(len(examples)):
             order = examples[torch.randperm(len(examples), generator=generator)]
-            batches.extend(batch for batch in order.split(self.batch_size) if len(batch))
-        return batches
+            batches.extend(order.split(self.batch(len(examples))))
+        return batches[: self.steps(len(examples))]
 
     def event(self, size: int, rounds: int) -> SamplingEvent:
-        """One visit an epoch, without amplification by sampling."""
-        return SamplingEvent(sampler="shuffled", rate=1.0, steps=self.local_epochs * rounds)
+        """Its visits to one example, without amplification by sampling."""
+        epoch = math.ceil(max(size, 1) / self.batch(size))
+        visits = math.ceil(self.steps(size) / epoch)
+        return SamplingEvent(sampler="shuffled", rate=1.0, steps=visits * rounds)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,6 +99,11 @@ class Poisson(_Epochs):
     depends on how many examples the client really holds.
     """
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.batch_size is None:
+            raise InputError("sampler.batch_size is null; Poisson batches need a size, at least 1")
+
     def draw(self, examples: Tensor, size: int, generator: torch.Generator) -> list[Tensor]:
         """Batches of entries of `examples` [n], some of them perhaps empty."""
         event = self.event(size, rounds=1)
@@ -87,9 +112,8 @@ class Poisson(_Epochs):
 
     def event(self, size: int, rounds: int) -> SamplingEvent:
         """The Poisson event, with the public rate and number of steps."""
-        rate = min(1.0, self.batch_size / max(size, 1))
-        steps = math.ceil(max(size, 1) / self.batch_size) * self.local_epochs * rounds
-        return SamplingEvent(sampler="poisson", rate=rate, steps=steps)
+        rate = min(1.0, self.batch(size) / max(size, 1))
+        return SamplingEvent(sampler="poisson", rate=rate, steps=self.steps(size) * rounds)
 
 
 class ExampleFeed:

@@ -8,6 +8,8 @@ the order of work, or where a run was interrupted.
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
+from typing import overload
 
 import numpy as np
 import torch
@@ -51,3 +53,26 @@ def generator(
 ) -> torch.Generator:
     """A fresh generator seeded by `seed(...)`. Choices are drawn on the CPU; only noise uses a GPU's own."""
     return from_seed(seed(run, purpose, replica, round, client), device)
+
+
+class Generators(Sequence[torch.Generator]):
+    """One generator a seed, made when it is first asked for: most rounds draw no noise, and a generator costs time."""
+
+    def __init__(self, seeds: Sequence[int], device: torch.device | str = "cpu") -> None:
+        self.seeds, self.device = seeds, device
+        self._made: dict[int, torch.Generator] = {}
+
+    def __len__(self) -> int:
+        return len(self.seeds)
+
+    @overload
+    def __getitem__(self, index: int) -> torch.Generator: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[torch.Generator]: ...
+    def __getitem__(self, index: int | slice) -> torch.Generator | list[torch.Generator]:
+        if isinstance(index, slice):
+            return [self[place] for place in range(*index.indices(len(self)))]
+        place = range(len(self))[index]  # IndexError past the end, which ends an iteration
+        if place not in self._made:
+            self._made[place] = from_seed(self.seeds[place], self.device)
+        return self._made[place]

@@ -39,7 +39,10 @@ class Participant(ReleasedModel):
 
 @dataclass(frozen=True, kw_only=True)
 class SecureServer(Participant):
-    """Also the weighted sum over each recorded round's cohort [replicas, ...] and who was in it [replicas, cohort]."""
+    """Also the weighted sum over each recorded round's cohort [replicas, ...] and who was in it [replicas, cohort].
+
+    Where replicas have cohorts of different sizes, −1 stands for nobody. A round without updates has no sum.
+    """
 
     view: ClassVar[str] = "secure_server"
     sums: dict[int, Tree]
@@ -48,11 +51,15 @@ class SecureServer(Participant):
 
 @dataclass(frozen=True, kw_only=True)
 class Server(SecureServer):
-    """Also each client's own update [replicas, cohort, ...] and weight [replicas, cohort]."""
+    """Also each client's own update [replicas, cohort, ...], its weight, and the round whose global model it had.
+
+    Weights and versions are [replicas, cohort]; the version is the round itself unless the fleet is asynchronous.
+    """
 
     view: ClassVar[str] = "server"
     updates: dict[int, Tree]
     weights: dict[int, Tensor]
+    versions: dict[int, Tensor]
 
 
 Observation = ReleasedModel
@@ -79,18 +86,34 @@ class Recorder:
     _kept: dict[str, dict[int, object]] = field(default_factory=dict)
     _final: Tree | None = None
 
+    def _shows(self, needed: type[ReleasedModel], round: int) -> bool:
+        return issubclass(self.view, needed) and (self.rounds is None or round in self.rounds)
+
     def _keep(self, needed: type[ReleasedModel], name: str, round: int, value: Tree | Tensor) -> None:
-        if issubclass(self.view, needed) and (self.rounds is None or round in self.rounds):
+        if self._shows(needed, round):
             copy = value.detach().clone().cpu() if isinstance(value, Tensor) else _to_cpu(value)
             self._kept.setdefault(name, {})[round] = copy
 
     def broadcast(self, round: int, model: Tree) -> None:
         self._keep(Participant, "models", round, model)
 
-    def received(self, round: int, cohort: Tensor, weights: Tensor, updates: Tree) -> None:
+    def asked(self, round: int, cohort: Tensor, versions: Tensor, weights: Tensor) -> None:
         self._keep(SecureServer, "cohorts", round, cohort)
+        self._keep(Server, "versions", round, versions)
         self._keep(Server, "weights", round, weights)
-        self._keep(Server, "updates", round, updates)
+
+    def received(self, round: int, tile: tuple[slice, slice], updates: Tree) -> None:
+        """A part of the cohort's updates [rows, seats, ...]; the whole is put together here."""
+        if not self._shows(Server, round):
+            return
+        cohort = self._kept["cohorts"][round]
+        assert isinstance(cohort, Tensor)
+        whole = self._kept.setdefault("updates", {}).setdefault(round, {})
+        assert isinstance(whole, dict)
+        for name, value in updates.items():
+            if name not in whole:
+                whole[name] = torch.zeros(*cohort.shape, *value.shape[2:], dtype=value.dtype)
+            whole[name][tile] = value.detach().cpu()
 
     def summed(self, round: int, total: Tree) -> None:
         self._keep(SecureServer, "sums", round, total)

@@ -19,7 +19,7 @@ from attacks.reconstruction.gradient_matching import (
 )
 from attacks.reconstruction.labels import infer_single_label, output_bias
 from defenses.base import Defense
-from fl_core.algorithms import FedAvg
+from fl_core.algorithms.fedavg import FedAvg
 from fl_core.architectures import CNN
 from fl_core.data import ImageSet, digits
 from fl_core.errors import InputError

@@ -16,14 +16,16 @@ from torch import Tensor, nn
 from defenses.base import Defense
 from defenses.dp_sgd import DPSGD
 from fl_core import lanes
-from fl_core.algorithms import FedAvg
+from fl_core.algorithms.fedavg import FedAvg
 from fl_core.architectures import CNN
 from fl_core.data import ImageSet
 from fl_core.errors import InputError
-from fl_core.federation import Federation, draw_cohort, public_sizes, run
+from fl_core.federation import Federation, initial_state, public_sizes, run
 from fl_core.optimizers import Tree
+from fl_core.participation import Everyone, Uniform
 from fl_core.sampling import Poisson, SamplingEvent, Shuffled
 from fl_core.seeds import generator
+from fl_core.state import State
 from fl_core.views import Recorder, Server
 
 DP = DPSGD(epsilon=1.0, delta=1e-5, clip_norm=0.5, noise_multiplier=0.8)
@@ -64,12 +66,14 @@ def by_hand(*, weighting: str, rounds: int = 2, server_lr: float = 1.0, local_ep
     )
 
 
-def play(federation: Federation, **options: Any) -> tuple[Tree, Server]:
+def play(federation: Federation, *, model: Tree | None = None, **options: Any) -> tuple[Tree, Server]:
     recorder = Recorder(view=Server)
-    model = run(federation, recorder, **options)
+    if model is not None:
+        options["state"] = dataclasses.replace(initial_state(federation), model=model)
+    finished = run(federation, recorder, **options)
     observation = recorder.observation()
     assert isinstance(observation, Server)
-    return model, observation
+    return finished.model, observation
 
 
 def zero() -> Tree:
@@ -125,7 +129,7 @@ def federation(**changes: Any) -> Federation:
         "rounds": 3,
         "run": 0,
         "replica_ids": [0, 1, 2, 3],
-        "cohort": 3,
+        "participation": Uniform(cohort=3),
         "backend": "vmap",
     }
     return Federation(**(settings | changes))
@@ -187,12 +191,12 @@ def test_another_run_number_and_other_replicas_are_other_randomness():
 @pytest.mark.parametrize("defense", [Defense(), DP])
 @pytest.mark.parametrize("backend", ["vmap", "loop"])
 def test_a_resumed_run_is_the_uninterrupted_one_in_bits(backend: str, defense: Defense):
-    kept: dict[int, Tree] = {}
+    kept: list[State] = []
     whole = federation(backend=backend, defense=defense, rounds=4)
     # The very tensors that `after_round` was given, not copies: later rounds must not change them.
-    finished, seen = play(whole, after_round=kept.__setitem__)
-    assert sorted(kept) == [0, 1, 2, 3]
-    resumed, again = play(whole, model=kept[1], first_round=2)
+    finished, seen = play(whole, after_round=kept.append)
+    assert [state.round for state in kept] == [1, 2, 3, 4]
+    resumed, again = play(whole, state=kept[1])
     assert same_bits(finished, resumed)
     assert sorted(again.updates) == [2, 3]
     for round in (2, 3):
@@ -208,7 +212,7 @@ def test_training_that_diverges_is_an_input_error_that_names_the_option():
 
 def test_a_cohort_is_drawn_without_replacement_and_uniformly():
     many = federation(sizes=torch.full((10,), 6), replica_ids=[0], members=torch.ones(1, 60).bool())
-    cohorts = torch.cat([draw_cohort(many, round) for round in range(2000)])
+    cohorts = torch.cat([many.cohort(round).clients for round in range(2000)])
     assert cohorts.shape == (2000, 3)
     assert (cohorts.diff(dim=1) > 0).all(), "sorted and distinct"
     hits = cohorts.flatten().bincount(minlength=10).double()
@@ -220,16 +224,16 @@ def test_a_cohort_is_drawn_without_replacement_and_uniformly():
 def test_a_replica_s_cohort_does_not_depend_on_the_shard_and_changes_with_the_round():
     whole = federation()
     alone = dataclasses.replace(whole, members=whole.members[2:3], replica_ids=[2])
-    rounds = [draw_cohort(whole, round) for round in range(20)]
+    rounds = [whole.cohort(round).clients for round in range(20)]
     for round, cohort in enumerate(rounds):
-        assert torch.equal(draw_cohort(alone, round)[0], cohort[2])
+        assert torch.equal(alone.cohort(round).clients[0], cohort[2])
     assert len({tuple(cohort[2].tolist()) for cohort in rounds}) > 1
     assert len({tuple(row) for row in torch.stack(rounds)[:, :, 0].T.tolist()}) == 4
 
 
-@pytest.mark.parametrize("cohort", [None, 5])
-def test_all_clients_take_part_where_the_cohort_is_everyone(cohort: int | None):
-    assert draw_cohort(federation(cohort=cohort), 0).tolist() == [[0, 1, 2, 3, 4]] * 4
+@pytest.mark.parametrize("cohort", [Everyone(), Uniform(cohort=5)])
+def test_all_clients_take_part_where_the_cohort_is_everyone(cohort):
+    assert federation(participation=cohort).cohort(0).clients.tolist() == [[0, 1, 2, 3, 4]] * 4
 
 
 def test_each_update_is_its_client_s_own_and_only_members_train():
@@ -237,7 +241,7 @@ def test_each_update_is_its_client_s_own_and_only_members_train():
     members = torch.zeros(4, 60, dtype=torch.bool)
     members[:, 1::5] = True  # client 1's examples
     algorithm = FedAvg(sampler=Shuffled(local_epochs=1, batch_size=4), lr=0.2)
-    _, seen = play(federation(members=members, cohort=None, algorithm=algorithm, rounds=1))
+    _, seen = play(federation(members=members, participation=Everyone(), algorithm=algorithm, rounds=1))
     update = seen.updates[0]["head.weight"]
     assert (update[:, [0, 2, 3, 4]] == 0).all()
     assert (update[:, 1].abs().amax((1, 2)) > 0).all()
@@ -245,7 +249,7 @@ def test_each_update_is_its_client_s_own_and_only_members_train():
 
 def test_by_examples_weighs_by_the_members_that_a_client_really_holds():
     algorithm = FedAvg(sampler=Shuffled(local_epochs=1, batch_size=4), lr=0.2, weighting="by_examples")
-    whole = federation(algorithm=algorithm, cohort=None, rounds=1)
+    whole = federation(algorithm=algorithm, participation=Everyone(), rounds=1)
     _, seen = play(whole)
     held = torch.stack([(whole.members & (whole.owners == client)).sum(1) for client in range(5)], 1).float()
     torch.testing.assert_close(seen.weights[0], held / held.sum(1, keepdim=True))
@@ -258,7 +262,9 @@ def test_under_a_guarantee_weights_and_steps_do_not_depend_on_the_members():
     fewer = members & (federation().owners != 3)
     shares = []
     for real in (members, fewer):
-        whole = federation(algorithm=algorithm, defense=DP, sizes=sizes, cohort=None, members=real, rounds=1)
+        whole = federation(
+            algorithm=algorithm, defense=DP, sizes=sizes, participation=Everyone(), members=real, rounds=1
+        )
         _, seen = play(whole)
         shares.append(seen.weights[0])
         assert (seen.updates[0]["head.weight"][:, 3].abs().amax((1, 2)) > 0).all(), "an empty client sends noise"
@@ -272,7 +278,7 @@ def test_another_membership_of_one_example_moves_no_update_but_its_own_client_s(
     members = federation().members
     flipped = members.clone()
     flipped[0, 55] = ~flipped[0, 55]  # replica 0, client 0
-    options = {"defense": DP, "cohort": None, "rounds": 1, "backend": "loop"}
+    options = {"defense": DP, "participation": Everyone(), "rounds": 1, "backend": "loop"}
     updates = [play(federation(members=each, **options))[1].updates[0] for each in (members, flipped)]
     differs = (updates[0]["head.weight"] != updates[1]["head.weight"]).flatten(2).any(2)
     assert not differs[1:].any()
@@ -296,8 +302,7 @@ def test_events_are_one_a_client_over_all_rounds():
     ("wrong", "message"),
     [
         ({"rounds": 0}, "rounds is 0"),
-        ({"cohort": 6}, r"cohort is 6; it must be a whole number at least 1 and at most 5"),
-        ({"cohort": 0}, "cohort is 0"),
+        ({"participation": Uniform(cohort=6)}, r"participation\.cohort is 6"),
         ({"backend": "gpu"}, "backend is 'gpu'"),
     ],
 )
@@ -321,8 +326,8 @@ class Marking(Defense):
 
     drawn: dict[str, Tensor] = dataclasses.field(default_factory=dict)
 
-    def on_update(self, updates: Tree, generators: Sequence[Sequence[torch.Generator]]) -> Tree:
-        drawn = torch.tensor([[torch.rand(1, generator=one).item() for one in row] for row in generators])
+    def on_update(self, updates: Tree, generators: Sequence[torch.Generator]) -> Tree:
+        drawn = torch.tensor([torch.rand(1, generator=one).item() for one in generators])
         self.drawn["lanes"] = drawn
         return {name: 2 * value for name, value in updates.items()}
 
@@ -344,7 +349,7 @@ def test_a_defence_acts_before_the_tap():
 def test_a_defence_is_given_one_generator_a_lane_and_one_a_replica():
     defense = Marking()
     _, seen = play(federation(defense=defense, rounds=1))
-    assert defense.drawn["lanes"].shape == seen.cohorts[0].shape
+    assert defense.drawn["lanes"].shape == (seen.cohorts[0].numel(),)
     assert defense.drawn["replicas"].shape == seen.cohorts[0].shape[:1]
     drawn = torch.cat([defense.drawn["lanes"].flatten(), defense.drawn["replicas"]])
     assert len(drawn.unique()) == drawn.numel()

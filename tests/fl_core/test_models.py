@@ -9,7 +9,14 @@ from torch.func import functional_call
 
 from fl_core.architectures import CNN
 from fl_core.errors import InputError
-from fl_core.models import ClassificationLosses, initial_parameters, logits, parameters_of
+from fl_core.models import (
+    ClassificationLosses,
+    check_trainable,
+    initial_parameters,
+    logits,
+    statistics_of,
+    variables_of,
+)
 
 EVERY = [(norm, halve) for norm in ("none", "group") for halve in ("pool", "stride")]
 
@@ -35,7 +42,7 @@ def test_group_norm_has_four_channels_a_group_and_none_has_no_norm():
     assert isinstance(model.norm2, nn.GroupNorm)
     assert model.norm1.num_channels / model.norm1.num_groups == 4
     assert model.norm2.num_channels / model.norm2.num_groups == 4
-    assert not any(name.startswith("norm") for name in parameters_of(CNN((1, 8, 8), 2)))
+    assert not any(name.startswith("norm") for name in variables_of(CNN((1, 8, 8), 2)))
 
 
 @pytest.mark.parametrize(("norm", "halve"), EVERY)
@@ -45,11 +52,50 @@ def test_an_example_s_output_does_not_depend_on_its_batch(norm: str, halve: str)
     torch.testing.assert_close(model(images)[2:3], model(images[2:3]), rtol=0, atol=1e-12)
 
 
-def test_batch_norm_is_refused():
-    model = nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2), nn.Flatten(), nn.Linear(8, 2))
-    for refuse in (lambda: parameters_of(model), lambda: initial_parameters(model, 0)):
-        with pytest.raises(InputError, match=r"BatchNorm.*use GroupNorm"):
-            refuse()
+def batch_norm() -> nn.Module:
+    return nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2), nn.Flatten(), nn.Linear(8, 2))
+
+
+def test_batch_norm_s_running_statistics_are_variables_and_its_counter_is_not():
+    assert statistics_of(batch_norm()) == {"1.running_mean", "1.running_var"}
+    assert list(variables_of(batch_norm()))[-2:] == ["1.running_mean", "1.running_var"]
+    assert statistics_of(CNN((1, 8, 8), 2, norm="group")) == set()
+
+
+def test_lent_statistics_are_the_ones_that_a_forward_pass_updates():
+    model = batch_norm()
+    own = {name: value.clone() for name, value in model.named_buffers()}
+    lent = initial_parameters(model, 0)
+    images = torch.rand(6, 1, 4, 4)
+    ClassificationLosses(model)(lent, images, torch.zeros(6, dtype=torch.long))
+    seen = nn.functional.conv2d(images, lent["0.weight"], lent["0.bias"])
+    torch.testing.assert_close(lent["1.running_mean"], 0.1 * seen.mean((0, 2, 3)))
+    torch.testing.assert_close(lent["1.running_var"], 0.9 + 0.1 * seen.transpose(0, 1).flatten(1).var(1))
+    for name in ("1.running_mean", "1.running_var"):
+        assert torch.equal(dict(model.named_buffers())[name], own[name])
+
+
+def test_outputs_use_the_running_statistics_and_leave_them_alone():
+    model = batch_norm()
+    stacked = {name: value.unsqueeze(0) for name, value in initial_parameters(model, 0).items()}
+    images = torch.rand(6, 1, 4, 4)
+    ClassificationLosses(model)  # leaves the model in training mode
+    whole = logits(model, stacked, images)
+    assert torch.equal(stacked["1.running_mean"], torch.zeros(1, 2))
+    torch.testing.assert_close(whole[:, 2:3], logits(model, stacked, images[2:3]))
+
+
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        (nn.Sequential(nn.Linear(2, 2), nn.Dropout(0.5)), "dropout"),
+        (nn.Sequential(nn.BatchNorm2d(2, momentum=None)), "give it a momentum"),
+        (nn.Flatten(), "no parameters to train"),
+    ],
+)
+def test_a_model_that_cannot_be_trained_repeatably_is_refused(model: nn.Module, message: str):
+    with pytest.raises(InputError, match=message):
+        check_trainable(model)
 
 
 @pytest.mark.parametrize(
@@ -97,7 +143,7 @@ def test_initial_parameters_are_copies():
 
 def test_losses_are_cross_entropy_in_nats():
     model = CNN((1, 8, 8), 3, width=4)
-    parameters = {name: torch.zeros_like(value) for name, value in parameters_of(model).items()}
+    parameters = {name: torch.zeros_like(value) for name, value in variables_of(model).items()}
     losses = ClassificationLosses(model)(parameters, torch.rand(4, 1, 8, 8), torch.tensor([0, 1, 2, 0]))
     torch.testing.assert_close(losses, torch.full((4,), 3.0).log())
 

@@ -11,10 +11,11 @@ from torch import nn
 
 from attacks.reconstruction.gradient_matching import InvertingGradients, ReconstructionKnowledge
 from defenses.base import Defense
-from fl_core.algorithms import FedAvg
+from fl_core.algorithms.fedavg import FedAvg
 from fl_core.data import ImageSet
 from fl_core.errors import InputError
 from fl_core.federation import Federation, run
+from fl_core.participation import Uniform
 from fl_core.sampling import Shuffled
 from fl_core.seeds import generator
 from fl_core.views import (
@@ -32,7 +33,7 @@ SHOWN = {
     "released_model": {"model"},
     "participant": {"model", "models"},
     "secure_server": {"model", "models", "sums", "cohorts"},
-    "server": {"model", "models", "sums", "cohorts", "updates", "weights"},
+    "server": {"model", "models", "sums", "cohorts", "updates", "weights", "versions"},
 }
 EVERY = set().union(*SHOWN.values())
 
@@ -55,7 +56,7 @@ def observe(view: type[ReleasedModel], rounds: list[int] | None = None) -> tuple
         rounds=3,
         run=0,
         replica_ids=[0, 1],
-        cohort=2,
+        participation=Uniform(cohort=2),
         backend="vmap",
     )
     recorder = Recorder(view=view, rounds=rounds)
@@ -132,7 +133,8 @@ def test_what_was_recorded_does_not_move_with_the_model():
     running = {"w": torch.zeros(1, 2)}
     cohort, weights = torch.zeros(1, 1, dtype=torch.long), torch.ones(1, 1)
     recorder.broadcast(0, running)
-    recorder.received(0, cohort, weights, running)
+    recorder.asked(0, cohort, cohort, weights)
+    recorder.received(0, (slice(0, 1), slice(0, 1)), {"w": running["w"].unsqueeze(1)})
     recorder.summed(0, running)
     recorder.finished(running)
     for value in (running["w"], cohort, weights):
@@ -140,7 +142,7 @@ def test_what_was_recorded_does_not_move_with_the_model():
     seen = recorder.observation()
     assert isinstance(seen, Server)
     for tree in (seen.model, seen.models[0], seen.updates[0], seen.sums[0]):
-        assert tree["w"].tolist() == [[0.0, 0.0]]
+        assert tree["w"].flatten().tolist() == [0.0, 0.0]
     assert seen.cohorts[0].tolist() == [[0]]
     assert seen.weights[0].tolist() == [[1.0]]
 

@@ -1,0 +1,115 @@
+"""Local training as plain jobs: some lanes, where they start, and what they see. A job runs here or in a process."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import joblib
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from fl_core.data import ImageSet
+from fl_core.lanes import Backend, ExampleRule, descend
+from fl_core.models import ClassificationLosses, statistics_of, variables_of
+from fl_core.optimizers import Optimizer, Tree
+from fl_core.sampling import ExampleFeed
+from fl_core.seeds import Generators
+
+GIB = 2**30
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """Lanes to train. `rows` are the examples of all steps of all lanes in one row, and `sizes[lane]` their batches'.
+
+    `noise` has one seed a lane; `start` is [lanes, ...].
+    """
+
+    model: nn.Module
+    start: Tree
+    optimizer: Optimizer
+    rows: Tensor
+    sizes: Sequence[Sequence[int]]
+    rule: ExampleRule | None
+    noise: Sequence[int]
+    backend: Backend
+
+    def train(self, images: Tensor, labels: Tensor) -> Tree:
+        """The lanes' variables [lanes, ...] after their steps on the examples of `images` and `labels`."""
+        batches = iter(self.rows.split([size for lane in self.sizes for size in lane]))
+        plan = [[next(batches) for _ in lane] for lane in self.sizes]
+        return descend(
+            self.start,
+            ClassificationLosses(self.model),
+            ExampleFeed(images, labels, plan),
+            self.optimizer,
+            rule=self.rule,
+            generators=Generators(self.noise, images.device),
+            backend=self.backend,
+            statistics=statistics_of(self.model),
+        )
+
+
+Trainer = Callable[[Iterable[Job]], Iterator[Tree]]
+"""Trains jobs and hands out their lanes' final variables, in the jobs' order."""
+
+
+@contextmanager
+def trainer(data: ImageSet, workers: int = 1) -> Iterator[Trainer]:
+    """Train in this process, or in `workers` single-threaded ones that stay for the whole run.
+
+    The data go to the processes once, as a file that all of them map. Which process trains a job changes no bit of it.
+    """
+    if workers == 1:
+        yield lambda jobs: (job.train(data.images, data.labels) for job in jobs)
+        return
+    if data.images.device.type != "cpu":
+        raise ValueError("worker processes train on the CPU; a GPU is filled by lanes in one process")
+    # joblib maps a large array by the identity of its object: keep these two.
+    images, labels = data.images.numpy(), data.labels.numpy()
+    with joblib.Parallel(n_jobs=workers, return_as="generator", mmap_mode="c", max_nbytes="1M") as parallel:
+        yield lambda jobs: parallel(joblib.delayed(_train)(job, images, labels) for job in jobs)
+
+
+def _train(job: Job, images: np.ndarray, labels: np.ndarray) -> Tree:
+    torch.set_num_threads(1)
+    return job.train(torch.from_numpy(images), torch.from_numpy(labels))
+
+
+def lane_bytes(model: nn.Module, shape: tuple[int, ...], batch: float, rule: bool = False, stacked: bool = True) -> int:
+    """About how much memory one lane takes while it trains on batches of `batch` pictures of `shape`, in bytes.
+
+    Every lane has its variables six times over (where it starts, where it is, two of optimiser state, the gradient, a
+    temporary), and with a rule one gradient an example. What autograd keeps of the forward pass is measured on one
+    picture and counted twice, for the backward pass; one lane at a time (not `stacked`), it is not a lane's own.
+    """
+    variables = variables_of(model)
+    size = sum(value.numel() * value.element_size() for value in variables.values())
+    own = {value.data_ptr() for value in model.parameters()}
+    kept: dict[int, int] = {}
+
+    def keep(value: Tensor) -> Tensor:
+        if value.data_ptr() not in own:
+            kept[value.data_ptr()] = max(kept.get(value.data_ptr(), 0), value.numel() * value.element_size())
+        return value
+
+    like = next(model.parameters())
+    was_training = model.training
+    model.eval()  # BatchNorm would refuse a single value a channel, and keep what it saw
+    with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(keep, lambda value: value):
+        model(torch.zeros(1, *shape, dtype=like.dtype, device=like.device))
+    model.train(was_training)
+    pictures = math.ceil(batch)
+    activations = 2 * pictures * sum(kept.values()) if stacked or rule else 0
+    return size * (6 + 2 * pictures * rule) + activations
+
+
+def memory_budget(device: torch.device) -> int:
+    """Bytes that lanes may take together: a fixed 2 GiB on a CPU, whatever the machine; 40% of a GPU's memory."""
+    if device.type == "cuda":
+        return int(0.4 * torch.cuda.get_device_properties(device).total_memory)
+    return 2 * GIB

@@ -1,0 +1,236 @@
+"""Which clients are asked in which round, and what an accountant may compose for one of them.
+
+What decides the cohort also names its event, so that what is accounted is what was done. Every choice is a pure
+function of the run, the replica and the round.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+import torch
+from torch import Tensor
+
+from fl_core.errors import InputError, check_number
+from fl_core.seeds import generator
+
+
+@dataclass(frozen=True)
+class ParticipationEvent:
+    """How one client is drawn over a whole run; all numbers are public.
+
+    `rate` is the chance that a round which could include the client does, and 1 where there is no amplification to
+    claim. `rounds` is the most rounds in which a client can take part. What `rate` is depends on `kind`:
+
+    - `fixed`, `availability`: 1. Nothing is drawn anew, or by a chance that nobody can vouch for.
+    - `uniform`: cohort / clients, drawn without replacement. The cohort's size is fixed, so neighbours replace one
+      client (Balle, Barthe & Gaboardi 2018, Theorem 9); it is not a Poisson rate and must not be composed as one.
+    - `cyclic`: the same inside a block.
+    - `poisson`: the Poisson rate; neighbours add or remove one client.
+
+    A rate amplifies only against those who never learn who took part: whoever sees the models alone. A server that
+    knows the cohort grants none, whatever its members are told. It speaks of who is asked. A synchronous fleet may
+    lose some of them afterwards, by clocks and coins that know no data; an asynchronous one asks in its own way, and
+    then only `rounds` holds.
+    """
+
+    kind: Literal["fixed", "uniform", "poisson", "availability", "cyclic"]
+    rate: float
+    rounds: int
+
+
+class Participation(Protocol):
+    """Draws the clients of a round, as sorted numbers (int64)."""
+
+    def eligible(self, clients: int, run: int, replica: int, round: int) -> Tensor:
+        """The clients that could be asked [n]."""
+        ...
+
+    def draw(self, clients: int, run: int, replica: int, round: int) -> Tensor:
+        """The clients that are asked [n]; none only where chance decides how many they are."""
+        ...
+
+    def event(self, clients: int, rounds: int) -> ParticipationEvent: ...
+
+    def check(self, clients: int) -> None:
+        """InputError where it does not fit that many clients."""
+        ...
+
+
+def _some(candidates: Tensor, cohort: int | None, draw: torch.Generator) -> Tensor:
+    """`cohort` of the candidates, uniformly without replacement; all of them where they are fewer, or for None."""
+    return candidates[torch.randperm(len(candidates), generator=draw)[:cohort]].sort().values
+
+
+def _check_cohort(cohort: int, most: int, of: str) -> None:
+    if cohort > most:
+        raise InputError(f"participation.cohort is {cohort}, but there are only {most} {of}; lower it or add clients")
+
+
+@dataclass(frozen=True)
+class Everyone:
+    """All clients, in every round. No amplification for anyone."""
+
+    def eligible(self, clients: int, run: int, replica: int, round: int) -> Tensor:
+        return torch.arange(clients)
+
+    def draw(self, clients: int, run: int, replica: int, round: int) -> Tensor:
+        return torch.arange(clients)
+
+    def event(self, clients: int, rounds: int) -> ParticipationEvent:
+        return ParticipationEvent("fixed", 1.0, rounds)
+
+    def check(self, clients: int) -> None: ...
+
+
+@dataclass(frozen=True)
+class Fixed:
+    """The same `cohort` clients in every round, drawn once a replica: cross-silo. No amplification for anyone."""
+
+    cohort: int
+
+    def __post_init__(self) -> None:
+        check_number("participation.cohort", self.cohort, minimum=1, integer=True)
+
+    def eligible(self, clients: int, run: int, replica: int, round: int) -> Tensor:
+        return _some(torch.arange(clients), self.cohort, generator(run, "fixed cohort", replica))
+
+    def draw(self, clients: int, run: int, replica: int, round: int) -> Tensor:
+        return self.eligible(clients, run, replica, round)
+
+    def event(self, clients: int, rounds: int) -> ParticipationEvent:
+        return ParticipationEvent("fixed", 1.0, rounds)
+
+    def check(self, clients: int) -> None:
+        _check_cohort(self.cohort, clients, "clients")
+
+
+@dataclass(frozen=True)
+class Uniform:
+    """A new cohort in every round, uniformly without replacement (McMahan et al. 2017, Algorithm 1).
+
+    Amplifies under replace-one neighbours, for those who see models alone.
+    """
+
+    cohort: int
+
+    def __post_init__(self) -> None:
+        check_number("participation.cohort", self.cohort, minimum=1, integer=True)
+
+    def eligible(self, clients: int, run: int, replica: int, round: int) -> Tensor:
+        return torch.arange(clients)
+
+    def draw(self, clients: int, run: int, replica: int, round: int) -> Tensor:
+        return _some(torch.arange(clients), self.cohort, generator(run, "cohort", replica, round))
+
+    def event(self, clients: int, rounds: int) -> ParticipationEvent:
+        return ParticipationEvent("uniform", self.cohort / clients, rounds)
+
+    def check(self, clients: int) -> None:
+        _check_cohort(self.cohort, clients, "clients")
+
+
+@dataclass(frozen=True)
+class PoissonClients:
+    """Every client by its own coin, in every round (McMahan et al. 2018, Algorithm 1); a round may have nobody.
+
+    Amplifies under add-or-remove-one neighbours, for those who see models alone. The expected cohort, rate x clients,
+    is public; the real one is not, and must divide no sum.
+    """
+
+    rate: float
+
+    def __post_init__(self) -> None:
+        check_number("participation.rate", self.rate, above=0, maximum=1)
+
+    def eligible(self, clients: int, run: int, replica: int, round: int) -> Tensor:
+        return torch.arange(clients)
+
+    def draw(self, clients: int, run: int, replica: int, round: int) -> Tensor:
+        coins = torch.rand(clients, dtype=torch.float64, generator=generator(run, "cohort coins", replica, round))
+        return torch.nonzero(coins < self.rate).flatten()
+
+    def event(self, clients: int, rounds: int) -> ParticipationEvent:
+        return ParticipationEvent("poisson", float(self.rate), rounds)
+
+    def check(self, clients: int) -> None: ...
+
+
+@dataclass(frozen=True)
+class Available:
+    """Clients that come and go, as phones that charge at night (Eichner et al. 2019; Yang et al. 2021).
+
+    A client is available for a `share` of every `period` of rounds, in one stretch that begins at its own time of
+    day, drawn once a replica. The cohort is drawn uniformly among those available: all of them where they are fewer
+    than `cohort`, or where it is None. A round may have nobody.
+
+    No amplification for anyone: how many are available is neither fixed nor known, and when a client is at hand may
+    be known to all. For the same reason `rounds` counts on nobody's absence.
+    """
+
+    cohort: int | None
+    period: int
+    share: float
+
+    def __post_init__(self) -> None:
+        if self.cohort is not None:
+            check_number("participation.cohort", self.cohort, minimum=1, integer=True)
+        check_number("participation.period", self.period, minimum=1, integer=True)
+        check_number("participation.share", self.share, above=0, maximum=1)
+
+    def eligible(self, clients: int, run: int, replica: int, round: int) -> Tensor:
+        # A phase between rounds makes every client available with chance `share`, whole rounds or not.
+        phases = torch.rand(clients, dtype=torch.float64, generator=generator(run, "time of day", replica))
+        return torch.nonzero((phases + round / self.period) % 1 < self.share).flatten()
+
+    def draw(self, clients: int, run: int, replica: int, round: int) -> Tensor:
+        available = self.eligible(clients, run, replica, round)
+        return _some(available, self.cohort, generator(run, "cohort", replica, round))
+
+    def event(self, clients: int, rounds: int) -> ParticipationEvent:
+        return ParticipationEvent("availability", 1.0, rounds)
+
+    def check(self, clients: int) -> None:
+        if self.cohort is not None:
+            _check_cohort(self.cohort, clients, "clients")
+
+
+@dataclass(frozen=True)
+class Cyclic:
+    """`groups` blocks of clients that take turns (block-cyclic, Eichner et al. 2019).
+
+    Neighbours in number share a block, and blocks differ by one client at most. Block `round mod groups` is asked:
+    `cohort` of it, uniformly without replacement, or all of it where `cohort` is None.
+
+    A client can take part in one of `groups` rounds only, whoever looks on. Inside a block a cohort amplifies under
+    replace-one neighbours, for those who see models alone; `rate` is that of the smallest block.
+    """
+
+    cohort: int | None
+    groups: int
+
+    def __post_init__(self) -> None:
+        if self.cohort is not None:
+            check_number("participation.cohort", self.cohort, minimum=1, integer=True)
+        check_number("participation.groups", self.groups, minimum=1, integer=True)
+
+    def eligible(self, clients: int, run: int, replica: int, round: int) -> Tensor:
+        return torch.arange(clients).tensor_split(self.groups)[round % self.groups]
+
+    def draw(self, clients: int, run: int, replica: int, round: int) -> Tensor:
+        block = self.eligible(clients, run, replica, round)
+        return _some(block, self.cohort, generator(run, "cohort", replica, round))
+
+    def event(self, clients: int, rounds: int) -> ParticipationEvent:
+        rate = 1.0 if self.cohort is None else self.cohort / (clients // self.groups)
+        return ParticipationEvent("cyclic", rate, math.ceil(rounds / self.groups))
+
+    def check(self, clients: int) -> None:
+        if self.groups > clients:
+            raise InputError(
+                f"participation.groups is {self.groups}, but there are only {clients} clients; lower it or add clients"
+            )
+        if self.cohort is not None:
+            _check_cohort(self.cohort, clients // self.groups, f"clients in the smallest of {self.groups} blocks")
