@@ -168,7 +168,8 @@ def build(config: Mapping[str, Any], here: bool = True) -> Cell:
         raise InputError(f"attack.victims is {victims}, but there are only {ordinary} ordinary examples")
     if config["about"] is not None:
         check_number("about", config["about"], minimum=0, maximum=config["clients"] - 1, integer=True)
-    hashed = {name: value for name, value in config.items() if name not in FREE} | {"device": device.type if here else config["device"]}
+    hashed = {name: value for name, value in config.items() if name not in FREE}
+    hashed["device"] = device.type if here else config["device"]
     cell = Cell(
         config=config,
         hash=store.run_hash(hashed, held.fingerprint),
@@ -231,6 +232,8 @@ def _make(config: Mapping[str, Any], **more: Any) -> Any:
     try:
         factory = instantiate({**config, "_partial_": True, "_convert_": "all"})
     except InstantiationException as error:
+        if isinstance(error.__cause__, InputError):  # a nested object's own
+            raise error.__cause__ from None
         raise InputError(" ".join(str(error).split())) from error
     options = inspect.signature(factory.func).parameters
     if not any(option.kind is option.VAR_KEYWORD for option in options.values()):

@@ -64,7 +64,7 @@ class Devices:
     are shares of all clients asked.
 
     The defaults are fitted to the measurements published with Yang et al. (2021, FLASH): the CNN of FEMNIST at batch
-    size 10 takes 1.64, 0.59 and 0.18 s a step on three phones, weighted 53, 46 and 0.4% as in their trace; 19 networks
+    size 10 takes 1.64, 0.59 and 0.18 s a step on three phones, weighted 53, 46 and 0.4% as they mix them; 19 networks
     have the mean rates whose geometric means and spreads these are, and vary by 38% each. A model of another size
     wants other seconds. Bonawitz et al. (2019) see 6 to 10% of the devices drop out; how these divide into before and
     after, and the latency, are illustrative.

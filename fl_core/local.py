@@ -64,20 +64,25 @@ def trainer(data: ImageSet, workers: int = 1) -> Iterator[Trainer]:
 
     The data go to the processes once, as a file that all of them map. Which process trains a job changes no bit of it.
     """
-    if workers == 1:
+    if data.images.device.type != "cpu":
+        if workers > 1:
+            raise ValueError("worker processes train on the CPU; a GPU is filled by lanes in one process")
         yield lambda jobs: (job.train(data.images, data.labels) for job in jobs)
         return
-    if data.images.device.type != "cpu":
-        raise ValueError("worker processes train on the CPU; a GPU is filled by lanes in one process")
+    # Channels last, as `lanes` keeps a lane's kernels: convolutions on a CPU are faster so.
+    pixels = data.images.permute(0, 2, 3, 1).contiguous()
+    if workers == 1:
+        yield lambda jobs: (job.train(pixels.permute(0, 3, 1, 2), data.labels) for job in jobs)
+        return
     # joblib maps a large array by the identity of its object: keep these two.
-    images, labels = data.images.numpy(), data.labels.numpy()
+    images, labels = pixels.numpy(), data.labels.numpy()
     with joblib.Parallel(n_jobs=workers, return_as="generator", mmap_mode="c", max_nbytes="1M") as parallel:
         yield lambda jobs: parallel(joblib.delayed(_train)(job, images, labels) for job in jobs)
 
 
 def _train(job: Job, images: np.ndarray, labels: np.ndarray) -> Tree:
     torch.set_num_threads(1)
-    return job.train(torch.from_numpy(images), torch.from_numpy(labels))
+    return job.train(torch.from_numpy(images).permute(0, 3, 1, 2), torch.from_numpy(labels))
 
 
 def lane_bytes(model: nn.Module, shape: tuple[int, ...], batch: float, rule: bool = False, stacked: bool = True) -> int:

@@ -48,16 +48,19 @@ def near_log_normal(values: torch.Tensor, median: float, sigma: float) -> bool:
     return mean and chi2.ppf(5e-7, n) < spread < chi2.isf(5e-7, n)
 
 
+def uncorrelated(rows: torch.Tensor) -> bool:
+    """Correlations of n normals have a standard error of 1 / sqrt(n); five of them are a false alarm of 6e-7 a pair."""
+    return float(torch.corrcoef(rows).triu(1).abs().max()) < 5 / math.sqrt(rows.shape[1])
+
+
 def test_speeds_are_log_normal_over_clients():
-    # Four false alarms of 1e-6 a quantity, at most.
+    # A quantity has two checks of 1e-6 each.
     hardware = Devices().hardware(4000, 0, 0)
     assert near_log_normal(hardware.example, 0.1, 0.5)
     assert near_log_normal(hardware.download, 5.3 * MEGABYTE, 0.5)
     assert near_log_normal(hardware.upload, 3.2 * MEGABYTE, 0.7)
     assert not near_log_normal(hardware.upload, 3.2 * MEGABYTE, 0.5), "the test can tell 0.5 from 0.7"
-    # Independent: correlations of 4000 normals have a standard error of 1/sqrt(4000); 5 of them are a 6e-7 alarm.
-    logs = torch.stack([hardware.example, hardware.download, hardware.upload]).log()
-    assert float(torch.corrcoef(logs).triu(1).abs().max()) < 5 / math.sqrt(4000)
+    assert uncorrelated(torch.stack([hardware.example, hardware.download, hardware.upload]).log())
 
 
 def test_jitter_is_log_normal_over_turns_around_a_speed_that_stays():
@@ -68,6 +71,8 @@ def test_jitter_is_log_normal_over_turns_around_a_speed_that_stays():
     assert near_log_normal(found.step / (5 * hardware.example), 1, 0.2)
     assert near_log_normal(found.download / (2 * MEGABYTE / hardware.download), 1, 0.4)
     assert near_log_normal(found.upload / (2 * MEGABYTE / hardware.upload), 1, 0.4)
+    factors = [found.step / hardware.example, found.download * hardware.download, found.upload * hardware.upload]
+    assert uncorrelated(torch.stack(factors).log())
     again = trips(devices, work, torch.arange(4000), round=1)
     assert not torch.equal(again.step, found.step)
     steady = Devices(compute_jitter=0, network_jitter=0)

@@ -51,9 +51,9 @@ def plain(turns: list[Turn]) -> str:
     return json.dumps([[log_line(turn), turn.oldest] for turn in turns])
 
 
-def doomed(**rates: float) -> Devices:
+def doomed(rate: str) -> Devices:
     """Clockwork that loses everybody: the coins fall below 1 - 1e-12."""
-    return Devices(**{**CLOCKWORK.__dict__, **dict.fromkeys(rates, 1 - 1e-12)})
+    return Devices(**{**CLOCKWORK.__dict__, rate: 1 - 1e-12})
 
 
 def test_an_ideal_fleet_uses_everybody_asked_at_once():
@@ -156,6 +156,14 @@ def test_a_round_of_nobody_takes_no_time_without_a_deadline():
     assert [turn.ended for turn in play(Synchronous(CLOCKWORK), [1, 1], 3, nobody)] == [0, 0, 0]
     assert [turn.ended for turn in play(Synchronous(CLOCKWORK, deadline=2), [1, 1], 3, nobody)] == [2, 4, 6]
     assert [turn.clients.tolist() for turn in play(Ideal(), [1, 1], 2, nobody)] == [[], []]
+
+
+def test_a_round_that_asks_fewer_than_its_target_waits_for_all_of_them():
+    turns = play(Synchronous(CLOCKWORK, target=5, deadline=9), [1] * 6, 40, PoissonClients(0.5))
+    few = [turn for turn in turns if 0 < len(turn.asked) < 5]
+    assert few
+    assert all(turn.clients.tolist() == turn.asked.tolist() for turn in few)
+    assert {turn.ended - turn.began for turn in few} == {2}, "not until the deadline"
 
 
 def test_a_device_keeps_its_speed():
