@@ -26,6 +26,7 @@ from fl_core.federation import Federation, public_sizes
 from fl_core.fleet import Fleet
 from fl_core.lanes import BACKENDS
 from fl_core.local import GIB
+from fl_core.models import statistics_of
 from fl_core.participation import Participation
 from fl_core.partition import NOBODY, draw_members, plant_canaries, plant_rarity, split
 from fl_core.sampling import Poisson
@@ -74,7 +75,7 @@ class Cell:
     def candidates(self) -> Tensor:
         """Whose membership is in question [examples]: one client's examples, or everybody's."""
         about = self.config["about"]
-        return torch.ones_like(self.canary) if about is None else self.owners == about
+        return self.owners != NOBODY if about is None else self.owners == about
 
     def shards(self) -> list[range]:
         """Replicas that are trained together; fixed by the configuration, so no worker count changes a number."""
@@ -163,13 +164,13 @@ def build(config: Mapping[str, Any], here: bool = True) -> Cell:
             "lower it or give the clients more"
         )
     victims = config["attack"]["victims"]
-    ordinary = int((~canary).sum())
+    ordinary = int((~canary & (owners != NOBODY)).sum())
     if victims > ordinary:
         raise InputError(f"attack.victims is {victims}, but there are only {ordinary} ordinary examples")
     if config["about"] is not None:
         check_number("about", config["about"], minimum=0, maximum=config["clients"] - 1, integer=True)
     hashed = {name: value for name, value in config.items() if name not in FREE}
-    hashed["device"] = device.type if here else config["device"]
+    hashed |= {"device": device.type if here else config["device"], "model code": _own_code(model)}
     cell = Cell(
         config=config,
         hash=store.run_hash(hashed, held.fingerprint),
@@ -194,7 +195,24 @@ def build(config: Mapping[str, Any], here: bool = True) -> Cell:
             f"defense.delta is {cell.delta:g}; it must be below one over the number of examples, "
             f"1/{len(pool)} = {1 / len(pool):.2g}"
         )
+    cell.federation(range(1))  # it checks what goes together
+    if statistics_of(model) and (victims or cell.delta is not None or config["backend"] == "vmap"):
+        raise InputError(
+            "BatchNorm mixes the examples of a batch: no example's gradient stands alone, for a defence to clip or the "
+            "probe to invert, and a padded batch is another batch; set model.norm=group, or defense=none "
+            "attack.victims=0 backend=loop"
+        )
     return cell
+
+
+def _own_code(model: nn.Module) -> str:
+    """The source of a model that is not Mirage's, as part of its run's hash; empty for Mirage's own."""
+    kinds = {type(layer) for layer in model.modules()}
+    own = sorted((kind for kind in kinds if kind.__module__.split(".")[0] not in ("torch", "fl_core")), key=repr)
+    try:
+        return "\n".join(inspect.getsource(kind) for kind in own)
+    except (OSError, TypeError):
+        return ""
 
 
 def _check(config: dict[str, Any]) -> None:

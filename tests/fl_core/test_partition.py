@@ -124,6 +124,9 @@ def test_shards_are_dealt_and_filled_at_random():
     one, other = (split(Shards(), image_set(labels), 3, run=run) for run in (0, 1))
     assert not torch.equal(one, other)
     assert len(one[:100].unique()) == 3, "examples of one class come into their shards by chance, not in file order"
+    whole = Shards(shards_per_client=1)
+    held = {tuple(counts(split(whole, image_set(LABELS), 10, run), 10).argmax(1).tolist()) for run in range(5)}
+    assert len(held) == 5, "which client gets which class is drawn too"
 
 
 def test_quantity_skew_is_even_for_a_large_alpha_and_leaves_the_minimum_for_a_small_one():
@@ -148,7 +151,10 @@ def test_quantity_skew_sizes_have_the_variance_of_their_alpha():
 
 def test_quantity_skew_does_not_look_at_the_labels():
     # Chi-square of independence of owner and label, given the sizes; false alarm 1e-6 (and the seed is fixed).
-    table = counts(split(QuantitySkew(alpha=5.0, minimum=50), image_set(LABELS), 4, run=0), 4).double()
+    # The examples come sorted by class, so that an unshuffled deal would show.
+    sorted_labels = LABELS.sort().values
+    owners = split(QuantitySkew(alpha=5.0, minimum=50), image_set(sorted_labels), 4, run=0)
+    table = torch.bincount(owners * 10 + sorted_labels, minlength=40).view(4, 10).double()
     expected = table.sum(1, keepdim=True) / 10
     statistic = ((table - expected).square() / expected).sum()
     assert chi2.sf(statistic.item(), 27) > 1e-6

@@ -1,0 +1,269 @@
+"""How fast the whole engine is: a federation against its peers, many small trainings, and how the cost grows.
+
+    python -m experiments.benchmarks.engine --train mnist-train.parquet --test mnist-test.parquet \
+        --cifar cifar10-train.parquet --python .venv/bench/bin/python
+
+Writes `engine.json`, `engine.md` and the plot `engine_growth.{png,pdf}` to `--out`. Everything runs in one process
+tree on the CPU; contenders take turns, so that a slow moment hits them alike, and the numbers to quote are ratios
+paired within a repeat. `--python` is an interpreter that has the peers (extra `bench`; see
+`experiments/benchmarks/peers`); where it has not, their rows say so. Rows of a GPU are not measured here.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import torch
+
+from experiments.benchmarks.growth import draw_growth, growth_markdown, measure_growth
+from experiments.benchmarks.peers import measure
+from experiments.benchmarks.shadows import measure_shadows, shadows_markdown
+from experiments.benchmarks.tries import measure_tries, tries_markdown
+from experiments.store import circumstances
+from experiments.terminal import command
+from fl_core.checkpoint import write_json, write_text
+from fl_core.errors import InputError
+
+TARGET = 0.97
+WIDTHS = {4: "27k parameters", 16: "417k parameters"}
+ENOUGH_ROUNDS = {4: 24, 16: 8}
+"""Rounds in which every contender reaches TARGET, with some to spare."""
+
+CONTENDERS: dict[str, tuple[str, tuple[str, ...]]] = {
+    "plain loop, 1 thread": ("plain", ("--threads", "1")),
+    "plain loop, 2 threads": ("plain", ("--threads", "2")),
+    "pfl, 1 process of 1 thread": ("pfl_peer", ("--threads", "1")),
+    "pfl, 1 process of 2 threads": ("pfl_peer", ("--threads", "2")),
+    "pfl, 2 processes": ("pfl_peer", ("--processes", "2")),
+    "Flower, 2 actors": ("flower_peer", ()),
+    "Mirage, loop, 1 process": ("mirage_peer", ("--backend", "loop")),
+    "Mirage, vmap, 1 process": ("mirage_peer", ("--backend", "vmap")),
+    "Mirage, loop, 2 processes": ("mirage_peer", ("--backend", "loop", "--workers", "2")),
+    "Mirage, vmap, 2 processes": ("mirage_peer", ("--backend", "vmap", "--workers", "2")),
+}
+FAMILIES = ("plain loop", "pfl", "Flower", "Mirage")
+GOALS = {("pfl", 4): 1.5, ("pfl", 16): 1.2, ("Flower", 4): 4.0, ("Flower", 16): 4.0}
+NOT_MEASURED = (
+    "seconds a round of FedAvg on MNIST, 27k and 417k parameters, on a GPU",
+    "256 shadow models of CIFAR-10 on half the data to 90% test accuracy (goal: 10 minutes on one H200)",
+    "CUDA graphs, and bf16 or channels last on a GPU",
+)
+
+
+def measure_rounds(files: Sequence[str], python: str, repeats: int, rounds: int) -> list[dict[str, Any]]:
+    """Seconds a round of every contender at both widths; a peer that cannot run leaves its reason."""
+    found: dict[tuple[int, str], dict[str, Any]] = {
+        (width, name): {"width": width, "contender": name, "seconds": [], "accuracy": [], "failed": None}
+        for width in WIDTHS
+        for name in CONTENDERS
+    }
+    for repeat in range(repeats):
+        for width in WIDTHS:
+            for name in _turn(list(CONTENDERS), repeat):
+                row = found[width, name]
+                if row["failed"]:
+                    continue
+                peer, options = CONTENDERS[name]
+                wanted = [*files, "--width", str(width), "--rounds", str(rounds), *options]
+                try:
+                    result = measure(peer, wanted, python)
+                except RuntimeError as error:
+                    row["failed"] = str(error).splitlines()[-1][:300]
+                    print(f"{WIDTHS[width]}, {name}: cannot run", flush=True)
+                    continue
+                row["seconds"].append(median(result["seconds"]))
+                row["accuracy"].append(result["accuracy"][-1])
+                row |= {"versions": result["versions"], "configured": result["configured"]}
+                print(f"{WIDTHS[width]}, {name}: {row['seconds'][-1]:.3f} s a round", flush=True)
+    return list(found.values())
+
+
+def best_of(rows: Sequence[Mapping[str, Any]], width: int, family: str) -> Mapping[str, Any] | None:
+    """The family's contender with the lowest median; None where none ran."""
+    ran = [r for r in rows if r["width"] == width and r["contender"].startswith(family) and r["seconds"]]
+    return min(ran, key=lambda row: median(row["seconds"]), default=None)
+
+
+def ratios(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Each family's best over Mirage's best, repeat by repeat, and the goal where there is one."""
+    found = []
+    for width in WIDTHS:
+        ours = best_of(rows, width, "Mirage")
+        for family in FAMILIES[:-1]:
+            theirs = best_of(rows, width, family)
+            if ours is None or theirs is None:
+                continue
+            each = [one / mine for one, mine in zip(theirs["seconds"], ours["seconds"], strict=True)]
+            goal = GOALS.get((family, width))
+            reached = None if goal is None else median(each) >= goal
+            found.append(
+                {
+                    "width": width,
+                    "peer": theirs["contender"],
+                    "mirage": ours["contender"],
+                    "ratios": each,
+                    "goal": goal,
+                    "reached": reached,
+                }
+            )
+    return found
+
+
+def measure_to_target(
+    files: Sequence[str], python: str, rows: Sequence[Mapping[str, Any]], seeds: int
+) -> list[dict[str, Any]]:
+    """Rounds and training seconds (without evaluation) to TARGET, of each family's best, seed by seed."""
+    found = []
+    for width in WIDTHS:
+        best = {family: row for family in FAMILIES if (row := best_of(rows, width, family)) is not None}
+        reached: dict[str, list[dict[str, Any]]] = {family: [] for family in best}
+        for seed in range(seeds):
+            for family in _turn(list(best), seed):
+                peer, options = CONTENDERS[best[family]["contender"]]
+                more = ["--width", str(width), "--rounds", str(ENOUGH_ROUNDS[width]), "--seed", str(seed), "--evaluate"]
+                result = measure(peer, [*files, *more, *options], python)
+                seconds = result["warmup_seconds"] + result["seconds"]
+                round = next((i for i, value in enumerate(result["accuracy"]) if value >= TARGET), None)
+                # The first round pays for imports and first calls; it counts as a round like the others.
+                warm = [median(result["seconds"])] * len(result["warmup_seconds"]) + result["seconds"]
+                reached[family].append(
+                    {
+                        "seed": seed,
+                        "rounds": None if round is None else round + 1,
+                        "seconds": None if round is None else sum(warm[: round + 1]),
+                        "seconds_cold": None if round is None else sum(seconds[: round + 1]),
+                    }
+                )
+                print(f"{WIDTHS[width]}, {family}, seed {seed}: {reached[family][-1]}", flush=True)
+        for family, runs in reached.items():
+            found.append({"width": width, "contender": best[family]["contender"], "runs": runs})
+    return found
+
+
+def _turn(names: list[str], by: int) -> list[str]:
+    return names[by % len(names) :] + names[: by % len(names)]
+
+
+def _spread(values: Sequence[float], digits: int = 2) -> str:
+    return f"{median(values):.{digits}f} [{min(values):.{digits}f}, {max(values):.{digits}f}]"
+
+
+def peers_markdown(record: Mapping[str, Any]) -> str:
+    lines = [
+        "## FedAvg on MNIST: 100 clients × 600 pictures, cohort 10, batch 10, one epoch\n",
+        f"Seconds a round after warm-up, median [lowest, highest] of {record['repeats']} repeats, each the median of "
+        f"{record['rounds']} rounds; test accuracy after {record['rounds'] + 1} rounds.\n",
+        "| contender | " + " | ".join(f"{words}, s | accuracy" for words in WIDTHS.values()) + " |",
+        "| --- |" + " --- | --- |" * len(WIDTHS),
+    ]
+    rows = {(row["width"], row["contender"]): row for row in record["peers"]}
+    for name in CONTENDERS:
+        cells = []
+        for width in WIDTHS:
+            row = rows[width, name]
+            ran = bool(row["seconds"])
+            cells += [_spread(row["seconds"]) if ran else "not measured", f"{row['accuracy'][0]:.3f}" if ran else "–"]
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+    lines += ["", "Each peer's best over Mirage's best, paired within a repeat:\n"]
+    lines += ["| model | peer | Mirage | times faster | goal | |", "| --- | --- | --- | --- | --- | --- |"]
+    for one in record["ratios"]:
+        goal = "–" if one["goal"] is None else f"{one['goal']}x"
+        verdict = {None: "", True: "reached", False: "missed"}[one["reached"]]
+        cells = [WIDTHS[one["width"]], one["peer"], one["mirage"], _spread(one["ratios"]), goal, verdict]
+        lines.append(f"| {' | '.join(cells)} |")
+    if record["to_target"]:
+        lines += [
+            f"\nTo {TARGET:.0%} test accuracy, each family's best, {len(record['to_target'][0]['runs'])} seeds; training "
+            "seconds without evaluation, the first round counted as a warm one:\n",
+            "| model | contender | rounds | seconds |",
+            "| --- | --- | --- | --- |",
+        ]
+    for one in record["to_target"]:
+        done = [run for run in one["runs"] if run["rounds"] is not None]
+        never = len(one["runs"]) - len(done)
+        cells = (
+            [_spread([r["rounds"] for r in done], 0), _spread([r["seconds"] for r in done], 1)] if done else ["–", "–"]
+        )
+        note = f" ({never} of {len(one['runs'])} seeds never did)" if never else ""
+        lines.append(f"| {WIDTHS[one['width']]} | {one['contender']}{note} | {' | '.join(cells)} |")
+    failed = {row["contender"]: row["failed"] for row in record["peers"] if row["failed"]}
+    lines += [f"\n- {name} could not run: {why}" for name, why in failed.items()]
+    return "\n".join(lines) + "\n"
+
+
+def markdown(record: Mapping[str, Any]) -> str:
+    """The page for people, from the JSON record alone."""
+    hardware, versions = record["hardware"], record["versions"]
+    head = [
+        "# The engine's speed\n",
+        f"Made by `{record['command']}` at revision {record['revision']}, on {hardware['processor']}, "
+        f"{hardware['cores']} cores, no GPU; torch {versions['torch']}, Python {versions['python']}"
+        + "".join(f", {name} {number}" for name, number in record["peer_versions"].items())
+        + ".\n",
+    ]
+    parts = [peers_markdown(record), shadows_markdown(record["shadows"]), growth_markdown(record["growth"])]
+    parts += ["![How the cost of a round grows](engine_growth.png)\n", tries_markdown(record["tries"])]
+    parts += ["## Not measured\n\n" + "\n".join(f"- {row}" for row in NOT_MEASURED) + "\n"]
+    return "\n".join(head) + "\n" + "\n".join(parts)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description="Time the engine against its peers, and how its cost grows.")
+    parser.add_argument("--train", required=True, help="MNIST's training pictures, a parquet file")
+    parser.add_argument("--test", required=True, help="its test pictures")
+    parser.add_argument("--cifar", help="CIFAR-10's training pictures, a parquet file; left out, so is that row")
+    parser.add_argument("--python", default=sys.executable, help="an interpreter that has the extra `bench`")
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--rounds", type=int, default=4, help="timed rounds in a repeat")
+    parser.add_argument("--seeds", type=int, default=3, help=f"runs to {TARGET:.0%}")
+    parser.add_argument("--out", type=Path, default=Path("results/benchmarks"), help="folder")
+    parser.add_argument("--quick", action="store_true", help="everything small, a few minutes")
+    asked = parser.parse_args(arguments)
+    for name in ("repeats", "rounds"):
+        if getattr(asked, name) < 1:
+            parser.error(f"--{name} must be at least 1")
+    for file in (asked.train, asked.test, asked.cifar):
+        if file is not None and not Path(file).is_file():
+            parser.error(f"{file} is not a file")
+    if asked.quick:
+        asked.repeats, asked.rounds, asked.seeds = 1, 1, 0
+    files = ["--train", asked.train, "--test", asked.test]
+    try:
+        peers = measure_rounds(files, asked.python, asked.repeats, asked.rounds)
+        record: dict[str, Any] = {
+            **circumstances(torch.device("cpu")),
+            "command": command(),
+            "repeats": asked.repeats,
+            "rounds": asked.rounds,
+            "peers": peers,
+            "peer_versions": _peer_versions(peers),
+            "ratios": ratios(peers),
+            "to_target": measure_to_target(files, asked.python, peers, asked.seeds) if asked.seeds else [],
+            "shadows": measure_shadows(asked.cifar, asked.repeats, asked.quick),
+            "growth": measure_growth(asked.repeats, asked.quick),
+            "tries": measure_tries(asked.repeats, asked.quick),
+            "not_measured": NOT_MEASURED,
+        }
+    except InputError as error:
+        parser.error(str(error))
+    write_json(asked.out / "engine.json", record)
+    write_text(asked.out / "engine.md", markdown(record))
+    draw_growth(record["growth"], asked.out)
+    print(f"wrote {asked.out / 'engine.json'}, engine.md and engine_growth.png")
+
+
+def _peer_versions(rows: Sequence[Mapping[str, Any]]) -> dict[str, str]:
+    """The versions of the peers themselves, in the interpreter that ran them."""
+    found: dict[str, str] = {}
+    for row in rows:
+        found |= {name: number for name, number in row.get("versions", {}).items() if name in ("pfl", "flwr", "ray")}
+    return found
+
+
+if __name__ == "__main__":
+    main()
