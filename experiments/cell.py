@@ -225,6 +225,8 @@ def _check(config: dict[str, Any]) -> None:
     check_choice("backend", config["backend"], BACKENDS)
     if config["workers"] != "auto":
         check_number("workers (or auto)", config["workers"], minimum=1, integer=True)
+    if config["target_accuracy"] is not None:
+        check_number("target_accuracy", config["target_accuracy"], above=0, maximum=1)
     if config["memory"] != "auto":
         check_number("memory (GiB, or auto)", config["memory"], above=0)
     attack = config["attack"]

@@ -24,65 +24,86 @@ from tqdm import tqdm
 from defenses.bounds import TradeOff
 from experiments import store, tasks
 from experiments.cell import Cell
+from experiments.executor import Run
 from experiments.pieces import probe_parts, stored_scores, target_parts
-from experiments.scoring import accuracy_rows, reconstruction_rows
+from experiments.scoring import accuracy_rows, clock_rows, reconstruction_rows
 from fl_core.checkpoint import load_tensors, read_json, save_tensors, write_bytes, write_json, write_text
 from fl_core.errors import InputError
 
 POLL_SECONDS = 0.5
 
 
-def execute(cell: Cell, label: str = "") -> Path:
+def partial(run: str) -> Path:
+    """The folder of a run that is not finished: its lock, its pieces, and why it failed."""
+    return store.RUNS / f"{run}.partial"
+
+
+def execute(cell: Cell, label: str = "", wait: bool = False) -> Path:
     """Run `cell` to its end, or go on where an earlier call stopped; a finished run is only checked.
 
-    Returns the stored run's folder. Raises InputError where another process is at the same cell, or the stored run
-    is damaged.
+    Returns the stored run's folder. Raises InputError where another process is at the same cell (unless told to `wait`
+    for it), workers died too often, or the stored run is damaged.
     """
-    final, pieces = store.RUNS / cell.hash, store.RUNS / f"{cell.hash}.partial"
+    final, pieces = store.RUNS / cell.hash, partial(cell.hash)
     if final.exists():
         store.load(final)
     else:
+        cell.executor.connect()
         pieces.mkdir(parents=True, exist_ok=True)
-        with _alone(pieces):
-            began = time.perf_counter()
-            _work(cell, pieces, label)
-            _seal(cell, pieces, final, time.perf_counter() - began)
+        with _alone(pieces, wait):
+            if not final.exists():
+                began = time.perf_counter()
+                workers = _work(cell, pieces, label)
+                _seal(cell, pieces, final, time.perf_counter() - began, workers)
     shutil.rmtree(pieces, ignore_errors=True)
     return final
 
 
 @contextmanager
-def _alone(pieces: Path) -> Iterator[None]:
+def _alone(pieces: Path, wait: bool) -> Iterator[None]:
     """Hold the cell's lock, so that two sweeps do not write the same run."""
     try:
-        with filelock.FileLock(pieces / "lock", timeout=0):
+        with filelock.FileLock(pieces / "lock", timeout=-1 if wait else 0):
             yield
     except filelock.Timeout:
         raise InputError(f"another process is running this cell ({pieces}); wait for it, or stop it") from None
 
 
-def workers(cell: Cell) -> int:
-    """Processes to use: one a core on a CPU; one in all on a GPU, which the lanes fill by themselves."""
-    if cell.config["workers"] != "auto":
-        return int(cell.config["workers"])
-    return 1 if cell.device.type == "cuda" else joblib.cpu_count()
+def _work(cell: Cell, pieces: Path, label: str) -> int:
+    """Do the cell's tasks, and again what a worker that died left undone; returns the number of workers."""
+    executor, died = cell.executor, cell.executor.died()
+    with _progress(cell, pieces, label):
+        for left in reversed(range(executor.retries + 1)):
+            workers = executor.workers(cell.config["workers"], cell.device)
+            try:
+                with executor.parallel(workers) as run:
+                    _waves(cell, pieces, run)
+                return workers
+            except died as error:
+                if left == 0:
+                    raise InputError(
+                        f"a worker died in each of {executor.retries + 1} tries, most often for want of memory; "
+                        "lower workers or shard, or raise executor.retries"
+                    ) from error
+                tqdm.write(
+                    f"mirage: a worker of {label or cell.config['name']} died; going on from what is on disk "
+                    f"(executor.retries: {left} left)",
+                    file=sys.stderr,
+                )
+    raise AssertionError("the last try returns or raises")
 
 
-def _work(cell: Cell, pieces: Path, label: str) -> None:
+def _waves(cell: Cell, pieces: Path, run: Run) -> None:
     """First what trains, then what scores it, then what measures the scores."""
-    config, attacks = cell.config, list(cell.membership_attacks)
-    with joblib.Parallel(n_jobs=workers(cell)) as parallel, _progress(cell, pieces, label):
-        parallel(
-            [joblib.delayed(tasks.train)(config, pieces, shard) for shard in range(len(cell.shards()))]
-            + [joblib.delayed(tasks.probe)(config, pieces, part) for part in range(probe_parts(cell))]
-            + [joblib.delayed(tasks.account)(config, pieces)]
-        )
-        parallel(
-            joblib.delayed(tasks.score)(config, pieces, attack, part)
-            for attack in attacks
-            for part in target_parts(cell)
-        )
-        parallel(joblib.delayed(tasks.measure)(config, pieces, attack) for attack in attacks)
+    # A worker on another machine must not choose another device than the one that stands in the run's hash.
+    config, attacks = cell.config | {"device": cell.device.type}, list(cell.membership_attacks)
+    run(
+        [joblib.delayed(tasks.train)(config, pieces, shard) for shard in range(len(cell.shards()))]
+        + [joblib.delayed(tasks.probe)(config, pieces, part) for part in range(probe_parts(cell))]
+        + [joblib.delayed(tasks.account)(config, pieces)]
+    )
+    run(joblib.delayed(tasks.score)(config, pieces, attack, part) for attack in attacks for part in target_parts(cell))
+    run(joblib.delayed(tasks.measure)(config, pieces, attack) for attack in attacks)
 
 
 @contextmanager
@@ -120,22 +141,23 @@ def _progress(cell: Cell, pieces: Path, label: str) -> Iterator[None]:
             thread.join()
 
 
-def _seal(cell: Cell, pieces: Path, final: Path, seconds: float) -> None:
+def _seal(cell: Cell, pieces: Path, final: Path, seconds: float, workers: int) -> None:
     """Gather the pieces into one stored run. The pieces stay until it has its final name."""
     sealed = pieces / "sealed"
     shutil.rmtree(sealed, ignore_errors=True)
     trained = [load_tensors(pieces / f"train-{shard}.safetensors") for shard in range(len(cell.shards()))]
     probed = [load_tensors(pieces / f"probe-{part}.safetensors")[0] for part in range(probe_parts(cell))]
     # [rounds][replicas]
-    accuracy = [
-        [value for _, facts in trained for value in facts["accuracy"][round]] for round in range(cell.config["rounds"])
-    ]
+    accuracy, turns = (
+        [[one for _, facts in trained for one in facts[name][round]] for round in range(cell.config["rounds"])]
+        for name in ("accuracy", "fleet")
+    )
     account = read_json(pieces / "account.json")
     measured = {attack: read_json(pieces / f"measure-{attack}.json") for attack in cell.membership_attacks}
 
     rows = [row for found in measured.values() for row in found["rows"]]
     _add_ceilings(rows, account, cell.config["attack"]["fpr"])
-    rows += reconstruction_rows(cell, pieces) + accuracy_rows(cell, accuracy)
+    rows += reconstruction_rows(cell, pieces) + accuracy_rows(cell, accuracy) + clock_rows(cell, accuracy, turns)
     leakage = {
         "cell": describe(cell, account),
         "rows": rows,
@@ -144,7 +166,10 @@ def _seal(cell: Cell, pieces: Path, final: Path, seconds: float) -> None:
         "account": account,
     }
     write_json(sealed / "leakage.json", leakage)
-    lines = [json.dumps({"round": round + 1, "test_accuracy": values}) for round, values in enumerate(accuracy)]
+    lines = [
+        json.dumps({"round": round + 1, "test_accuracy": values, "fleet": turns[round]})
+        for round, values in enumerate(accuracy)
+    ]
     write_text(sealed / "rounds.jsonl", "\n".join(lines) + "\n")
     _write_scores(cell, pieces, sealed / "scores.parquet")
 
@@ -164,7 +189,7 @@ def _seal(cell: Cell, pieces: Path, final: Path, seconds: float) -> None:
         "cell": leakage["cell"],
         "guarantees": account["guarantees"],
         "seconds": round(seconds, 1),
-        "workers": workers(cell),
+        "workers": workers,
         **store.circumstances(cell.device),
     }
     store.finish(sealed, final, manifest)

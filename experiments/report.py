@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +23,20 @@ from fl_core.errors import InputError
 RESULTS = Path("results")
 
 
-def write(folders: Sequence[Path], name: str, title: str, command: str) -> Path:
-    """Write results/<name>/ from the stored runs in `folders` and say on the terminal what to open."""
+@dataclass(frozen=True, kw_only=True)
+class Failed:
+    """A cell of a sweep that has no stored run: its hash, what sets it apart in the sweep, and one line why."""
+
+    run: str
+    cell: str
+    error: str
+
+
+def write(folders: Sequence[Path], name: str, title: str, command: str, failed: Sequence[Failed] = ()) -> Path:
+    """Write results/<name>/ from the stored runs in `folders` and say on the terminal what to open.
+
+    The cells that `failed` are named in table.md, in the manifest and on the terminal.
+    """
     cells = collect(folders)
     out = RESULTS / name
     written = _figures(cells, out, title)
@@ -32,7 +45,7 @@ def write(folders: Sequence[Path], name: str, title: str, command: str) -> Path:
     whom = "" if about is None else f"{names[about] if names else f'client {about}'}'s "
     for file, text in (
         ("table.csv", tables.as_csv(cells)),
-        ("table.md", tables.as_markdown(cells, title, whom)),
+        ("table.md", tables.as_markdown(cells, title, whom) + _missing(failed)),
         ("table.tex", tables.as_latex(cells, title)),
     ):
         write_text(out / file, text)
@@ -40,13 +53,21 @@ def write(folders: Sequence[Path], name: str, title: str, command: str) -> Path:
     for model in sorted((cells[-1].folder / "models").glob("*.safetensors")):
         write_bytes(out / model.name, model.read_bytes())
         written.append(model.name)
-    write_json(out / "manifest.json", _manifest(cells, name, title, command))
-    print("\n".join([tables.on_terminal(cells), *alarms(cells), *_older(cells)]))
+    write_json(out / "manifest.json", _manifest(cells, name, title, command, failed))
+    missing = [f"Failed, and not in the table: {one.cell}: {one.error}" for one in failed]
+    print("\n".join([tables.on_terminal(cells), *alarms(cells), *_older(cells), *missing]))
     shown = [
         file for file in ("leakage_vs_epsilon.png", "roc.png", "reconstructions.png", "table.md") if file in written
     ]
     print("Open:", *(f"  {out / file}" for file in shown), sep="\n")
     return out
+
+
+def _missing(failed: Sequence[Failed]) -> str:
+    """The end of table.md where cells failed."""
+    if not failed:
+        return ""
+    return "\n".join(["\n## Cells that failed\n", *(f"- `{one.cell}`: {one.error}" for one in failed), ""])
 
 
 def _older(cells: Sequence[CellResult]) -> list[str]:
@@ -78,7 +99,9 @@ def _figures(cells: Sequence[CellResult], out: Path, title: str) -> list[str]:
     return written
 
 
-def _manifest(cells: Sequence[CellResult], name: str, title: str, command: str) -> dict[str, Any]:
+def _manifest(
+    cells: Sequence[CellResult], name: str, title: str, command: str, failed: Sequence[Failed]
+) -> dict[str, Any]:
     """What made the study; timings and hardware are those of the stored runs."""
     first = cells[0].manifest
     return {
@@ -100,6 +123,7 @@ def _manifest(cells: Sequence[CellResult], name: str, title: str, command: str) 
             }
             for cell in cells
         ],
+        "failed": [asdict(one) for one in failed],
         "seconds": round(sum(cell.manifest["seconds"] for cell in cells), 1),
         "versions": first["versions"],
         "config": first["config"],
@@ -112,13 +136,14 @@ def redraw(folder: Path) -> Path:
         manifest = json.loads((folder / "manifest.json").read_text())
         runs = [store.RUNS / cell["run"] for cell in manifest["cells"]]
         about = manifest["name"], manifest["title"], manifest["command"]
+        failed = [Failed(**one) for one in manifest.get("failed", [])]
     except FileNotFoundError:
         raise InputError(
             f"{folder} holds no manifest.json; name a folder that a sweep wrote, such as results/leakage_vs_epsilon"
         ) from None
     except (OSError, ValueError, KeyError, TypeError):
         raise InputError(f"{folder}/manifest.json is damaged; run the sweep again") from None
-    return write(runs, *about)
+    return write(runs, *about, failed)
 
 
 def main() -> None:

@@ -10,10 +10,9 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
-from experiments import report
+from experiments import report, sweep
 from experiments.cell import build
 from experiments.execute import execute
-from experiments.sweep import resolved
 from experiments.terminal import command, one_line_errors
 
 
@@ -22,19 +21,19 @@ def app(config: DictConfig) -> None:
     """Run one cell; in a sweep, Hydra calls this once a cell, after `sweep.Study` has checked them all."""
     settings = HydraConfig.get()
     with one_line_errors(debug=config.debug is True):
-        cell = build(resolved(config))
-        sweeping = settings.mode == RunMode.MULTIRUN
+        cell = build(sweep.settled(config, settings))
         epsilon = config.defense.get("epsilon")
-        number = f"cell {settings.job.num + 1}" if sweeping else str(config.name)
-        label = number if epsilon is None else f"{number}, ε = {epsilon:g}"
-        folder = execute(cell, label)
-        if not sweeping:
+        bound = "" if epsilon is None else f", ε = {epsilon:g}"
+        if settings.mode == RunMode.MULTIRUN:
+            sweep.attempt(cell, f"cell {settings.job.num + 1}{bound}", away=sweep.runs_away(settings))
+        else:
+            folder = execute(cell, f"{config.name}{bound}")
             report.write([folder], config.name, config.title, command())
 
 
 def main() -> None:
     with one_line_errors(debug="debug=true" in command().split()):
-        app()
+        sweep.with_lost_jobs_again(app)
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ from attacks.metrics import Interval, bootstrap_over_replicas, clopper_pearson, 
 from experiments.cell import Cell
 from experiments.pieces import probe_parts, released_outputs, score_one, stored_scores, target_parts
 from fl_core.checkpoint import load_tensors
+from fl_core.fleet import times_to
 
 GROUPS = ("canary", "ordinary")
 EXACT_DB = 100.0
@@ -106,6 +107,28 @@ def accuracy_rows(cell: Cell, accuracy: list[list[float]]) -> list[dict[str, Any
             mean_interval(np.array(accuracy[-1])),
             question="utility", attack="", view="", knowledge="", group="test", metric="accuracy",
             samples=f"{cell.replicas} replicas, {len(cell.test)} test examples",
+        )
+    ]  # fmt: skip
+
+
+def clock_rows(cell: Cell, accuracy: list[list[float]], turns: list[list[dict[str, Any]]]) -> list[dict[str, Any]]:
+    """Virtual seconds to `target_accuracy`, from [rounds][replicas]; none without a target or without a clock.
+
+    The mean is over the replicas that got there; the note counts the others.
+    """
+    target = cell.config["target_accuracy"]
+    if target is None or not any(turn["ended"] for turn in turns[-1]):
+        return []
+    ended = [[turn["ended"] for turn in replicas] for replicas in turns]
+    times = times_to([*zip(*accuracy, strict=True)], [*zip(*ended, strict=True)], target)
+    reached = [seconds for seconds in times if seconds is not None]
+    never = len(times) - len(reached)
+    return [
+        _row(
+            mean_interval(np.array(reached)) if reached else None,
+            question="utility", attack="", view="", knowledge="", group="test", metric=f"seconds_to_{target:g}",
+            samples=f"{len(reached)} of {len(times)} replicas, on the fleet's clock",
+            note=f"{never} of {len(times)} replicas never reached it" if never else "",
         )
     ]  # fmt: skip
 

@@ -1,7 +1,7 @@
 """Runs on disk: `results/runs/<hash>/`, written under a temporary name, checked when read, never unpickled.
 
 manifest.json            config, seed, revision, versions, hardware, guarantees, timings, and every file's checksum
-rounds.jsonl             test accuracy by replica and round
+rounds.jsonl             for each round, by replica: test accuracy, who took part, was late or lost, the fleet's clock
 leakage.json             what each attack learned, with intervals: what tables and figures are drawn from
 scores.parquet           every score of every membership attack
 observations.safetensors what the observers saw

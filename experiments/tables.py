@@ -29,6 +29,16 @@ def interval(row: Row | None, digits: int = 3) -> str:
     return f"{row.value:.{digits}f} [{row.low:.{digits}f}, {row.high:.{digits}f}]"
 
 
+def _utility(metric: str) -> Callable[[CellResult], str]:
+    """One measure of utility, with the note on replicas that have none."""
+
+    def print_it(cell: CellResult) -> str:
+        row = cell.row("utility", metric)
+        return interval(row, 1) + (f" ({row.note})" if row is not None and row.note else "")
+
+    return print_it
+
+
 def _ceiling(row: Row | None) -> str:
     return "1" if row is None or row.ceiling is None else f"{row.ceiling:.3f}"
 
@@ -68,6 +78,10 @@ def summary(cells: Sequence[CellResult]) -> Table:
         ),
         Column("test accuracy", lambda cell: interval(cell.row("utility", "accuracy"))),
     ]
+    timed = sorted({row.metric for cell in cells for row in cell.rows if row.metric.startswith("seconds_to_")})
+    for metric in timed:
+        seconds = _utility(metric)
+        columns.append(Column(f"virtual s to {metric.removeprefix('seconds_to_')}", seconds))
     for group, word in (("canary", "canaries"), ("ordinary", "ordinary")):
         area, power = member("auc", group), member("tpr", group)
         if any(map(area, cells)):

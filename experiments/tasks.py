@@ -20,10 +20,11 @@ from defenses.bounds import trade_off_pld
 from experiments.cell import Cell, build
 from experiments.pieces import PROBE_BATCH, released_outputs, score_one, victims
 from experiments.scoring import membership_rows
+from fl_core.aggregation import Mean
 from fl_core.checkpoint import load_tensors, save_tensors, write_json, write_text
 from fl_core.federation import Federation, run
 from fl_core.fleet import log_line
-from fl_core.models import logits
+from fl_core.models import accuracy, logits
 from fl_core.sampling import Poisson
 from fl_core.state import State
 from fl_core.views import Recorder, ReleasedModel, Server, require_view
@@ -74,9 +75,8 @@ def accuracies(cell: Cell, state: State) -> list[float]:
     """Test accuracy of each replica's model; with local layers, the mean over its clients' own models."""
     personal = cell.algorithm.personal(state.model, state.clients)
     lanes = state.model if personal is None else {name: value.flatten(0, 1) for name, value in personal.items()}
-    found = logits(cell.model, lanes, cell.test.images).argmax(-1) == cell.test.labels.cpu()
     replicas = len(next(iter(state.model.values())))
-    each: list[float] = found.double().mean(1).unflatten(0, (replicas, -1)).mean(1).tolist()
+    each: list[float] = accuracy(cell.model, lanes, cell.test).unflatten(0, (replicas, -1)).mean(1).tolist()
     return each
 
 
@@ -102,7 +102,7 @@ def probe(config: dict[str, Any], folder: Path, part: int) -> None:
         owners=torch.zeros(len(cell.pool), dtype=torch.long),
         members=members,
         sizes=torch.ones(1, dtype=torch.long),
-        algorithm=replace(cell.algorithm, sampler=Poisson(local_steps=1, batch_size=1)),
+        algorithm=replace(cell.algorithm, sampler=Poisson(local_steps=1, batch_size=1), aggregator=Mean()),
         defense=cell.defense,
         rounds=1,
         run=cell.config["seed"],

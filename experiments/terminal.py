@@ -1,6 +1,7 @@
 """How Mirage speaks to the person at the terminal: one line an error, and exit codes that mean something.
 
-0 done; 1 a fault of Mirage's own; 2 an input that cannot be used; 130 interrupted.
+0 done; 1 a fault of Mirage's own; 2 an input that cannot be used; 3 cells of a sweep failed, the others are done and
+reported; 130 interrupted.
 """
 
 from __future__ import annotations
@@ -26,6 +27,9 @@ from fl_core.errors import InputError
 os.environ["HYDRA_FULL_ERROR"] = "1"
 
 
+CELL_FAILED = 3
+
+
 def command() -> str:
     """The command line as the user would type it again."""
     spec = getattr(sys.modules["__main__"], "__spec__", None)
@@ -42,14 +46,28 @@ def one_line_errors(debug: bool = False) -> Iterator[None]:
     except (InputError, HydraException, OmegaConfBaseException) as error:
         _leave(_explain(error), 2, debug)
     except OSError as error:
-        _leave(f"{error.filename or 'a file'} cannot be used: {error.strerror or error}", 2, debug)
+        _leave(one_line(error), 2, debug)
 
 
 def _leave(line: str, code: int, debug: bool) -> None:
     if debug:
         traceback.print_exc()
-    print(f"mirage: {' '.join(line.split())}", file=sys.stderr)
+    say(line)
     sys.exit(code)
+
+
+def say(line: str) -> None:
+    """One line on stderr, with the name of the program."""
+    print(f"mirage: {' '.join(line.split())}", file=sys.stderr)
+
+
+def one_line(error: Exception) -> str:
+    """What went wrong; the kind of error too where it was not written for the person at the terminal."""
+    if isinstance(error, InputError):
+        return str(error)
+    if isinstance(error, OSError):
+        return f"{error.filename or 'a file'} cannot be used: {error.strerror or error}"
+    return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
 
 
 def _explain(error: Exception) -> str:
@@ -97,6 +115,8 @@ def _unknown(name: str, value: str, here: DictConfig, text: str) -> str:
     """What stands at the place of a field or a group's option that is not there."""
     if "Could not override" not in text:
         options = GlobalHydra.instance().config_loader().get_group_options(name)
+        if name == "hydra/launcher" and value.startswith("submitit_") and "submitit_local" not in options:
+            return f"{name}={value} needs Hydra's submitit launcher: pip install 'mirage-fl[slurm]'"
         if options:
             return _choose(f"{name} has no option {value!r}", value, options)
         return text

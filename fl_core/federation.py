@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -24,7 +24,7 @@ from fl_core.local import Job, Trainer, lane_bytes, memory_budget, trainer
 from fl_core.models import check_trainable, initial_parameters, statistics_of, variables_of
 from fl_core.optimizers import Tree
 from fl_core.participation import Everyone, Participation
-from fl_core.partition import NOBODY
+from fl_core.partition import IID, NOBODY, Partition, draw_members, split
 from fl_core.sampling import SamplingEvent
 from fl_core.seeds import Generators, from_seed, seed
 from fl_core.state import State
@@ -159,19 +159,49 @@ def initial_state(federation: Federation) -> State:
     )
 
 
-def run(
-    federation: Federation,
-    recorder: Recorder | None = None,
+def federate(
+    model: nn.Module,
+    data: ImageSet,
     *,
-    state: State | None = None,
-    after_round: Callable[[State], object] | None = None,
-    workers: int = 1,
-) -> State:
-    """Play the rounds that are left and return the final state.
+    clients: int,
+    rounds: int,
+    algorithm: FedAvg,
+    defense: Defended,
+    partition: Partition | None = None,
+    replicas: int = 1,
+    membership: float = 1.0,
+    run: int = 0,
+    **more: Any,
+) -> Federation:
+    """A federation over `data`, dealt out to the clients by `partition` (None: evenly), as `replicas` of it.
 
-    `state` is what `after_round` was given before an interruption; the result is the uninterrupted run's, in bits
-    under a fixed backend on a CPU. `workers` processes share the lanes of a round; no number depends on how many they
-    are under `loop`, and only last digits under `vmap`. A script that asks for several needs no `__main__` guard.
+    Each example joins each replica with the chance `membership`. `more` are further fields of `Federation`.
+    """
+    owners = split(partition or IID(), data, clients, run)
+    return Federation(
+        model=model,
+        data=data,
+        owners=owners,
+        members=draw_members(replicas, len(data), membership, run, owners),
+        sizes=public_sizes(owners, clients, membership),
+        algorithm=algorithm,
+        defense=defense,
+        rounds=rounds,
+        run=run,
+        replica_ids=range(replicas),
+        **more,
+    )
+
+
+def rounds(
+    federation: Federation, recorder: Recorder | None = None, *, state: State | None = None, workers: int = 1
+) -> Iterator[State]:
+    """Play the rounds that are left, one at a time, and hand out the state after each.
+
+    `state` is one that was handed out before an interruption; the rest is then the uninterrupted run's, in bits under
+    a fixed backend on a CPU. `workers` processes share the lanes of a round; no number depends on how many they are
+    under `loop`, and only last digits under `vmap`. A script that asks for several needs no `__main__` guard. Raises
+    InputError where training diverges.
     """
     recorder = recorder or Recorder()
     if not federation.algorithm.aggregator.streams and recorder.view is SecureServer:
@@ -184,10 +214,25 @@ def run(
                 raise InputError(
                     f"training diverged in round {state.round}: lower algorithm.lr (now {federation.algorithm.lr})"
                 )
-            if after_round is not None:
-                after_round(state)
+            yield state
     recorder.finished(state.model)
-    return state
+
+
+def run(
+    federation: Federation,
+    recorder: Recorder | None = None,
+    *,
+    state: State | None = None,
+    after_round: Callable[[State], object] | None = None,
+    workers: int = 1,
+) -> State:
+    """All of `rounds` at once: call `after_round` with each state, and return the last one."""
+    last = state or initial_state(federation)
+    for played in rounds(federation, recorder, state=last, workers=workers):
+        last = played
+        if after_round is not None:
+            after_round(last)
+    return last
 
 
 def play_round(federation: Federation, state: State, recorder: Recorder, train: Trainer, workers: int = 1) -> State:

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -86,3 +89,17 @@ def test_the_readme_s_seconds_are_the_manifest_s():
     manifest = json.loads((ROOT / "results/leakage_vs_epsilon/manifest.json").read_text())
     assert f"took {manifest['seconds']:.0f} s on two cores" in README
     assert len(manifest["cells"]) == 7
+
+
+@pytest.mark.heavy
+def test_the_readme_s_own_model_trains_as_it_stands_there(tmp_path: Path):
+    (block,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    script = tmp_path / "mine.py"
+    script.write_text("import torch; torch.set_num_threads(1); torch.manual_seed(0)\n" + block)
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    done = subprocess.run([sys.executable, script], capture_output=True, text=True, env=environment, timeout=120)
+    lines = done.stdout.splitlines()
+    assert [line.split()[0] for line in lines] == [str(round) for round in range(1, 11)], done.stderr
+    final = json.loads(lines[-1].split(" ", 1)[1])
+    assert len(final) == 4
+    assert min(final) > 0.9

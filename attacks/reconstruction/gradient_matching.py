@@ -93,12 +93,13 @@ class InvertingGradients:
         if round not in observation.updates:
             raise InputError(f"round {round} was not recorded; recorded: {sorted(observation.updates)}")
         updates, sent = observation.updates[round], observation.models[round]
-        _check_fits(updates, knowledge.model)
+        updates, sent = _of_the_model(updates), _of_the_model(sent)
+        _check_fits(updates, sent, knowledge.model)
         cohort = next(iter(updates.values())).shape[1]
         # One step of gradient descent: the update is minus the gradient, up to a positive factor.
-        names = [name for name, _ in knowledge.model.named_parameters()]
+        names = [name for name, _ in knowledge.model.named_parameters() if name in updates]
         gradient = {name: -updates[name].flatten(0, 1).to(device) for name in names}
-        model = {name: value.repeat_interleave(cohort, 0).to(device) for name, value in sent.items()}
+        model = {name: sent[name].repeat_interleave(cohort, 0).to(device) for name in names}
         labels = infer_single_label(gradient, knowledge.classes)
         count = len(labels)
         numbers = range(count) if victims is None else victims
@@ -178,9 +179,15 @@ class _Same:
         return Batch((*cut, label[only]), self._batch.mask[only])
 
 
-def _check_fits(updates: Tree, model: nn.Module) -> None:
-    """Names, shapes and values that an attack can work with."""
-    expected = {name: tuple(value.shape) for name, value in model.named_parameters()}
+def _of_the_model(tree: Tree) -> Tree:
+    """Without what an algorithm sends beside the model (SCAFFOLD's controls), whose names have a `/`."""
+    return {name: value for name, value in tree.items() if "/" not in name}
+
+
+def _check_fits(updates: Tree, sent: Tree, model: nn.Module) -> None:
+    """Names, shapes and values that an attack can work with; a layer that stays with its client need not be there."""
+    shapes = {name: tuple(value.shape) for name, value in model.named_parameters()}
+    expected = {name: shape for name, shape in shapes.items() if name in sent}
     given = {name: tuple(value.shape[2:]) for name, value in updates.items()}
     if expected != given:
         different = sorted(name for name in expected.keys() | given.keys() if expected.get(name) != given.get(name))

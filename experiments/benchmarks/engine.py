@@ -178,8 +178,8 @@ def peers_markdown(record: Mapping[str, Any]) -> str:
         lines.append(f"| {' | '.join(cells)} |")
     if record["to_target"]:
         lines += [
-            f"\nTo {TARGET:.0%} test accuracy, each family's best, {len(record['to_target'][0]['runs'])} seeds; training "
-            "seconds without evaluation, the first round counted as a warm one:\n",
+            f"\nTo {TARGET:.0%} test accuracy, each family's best, {len(record['to_target'][0]['runs'])} seeds; "
+            "training seconds without evaluation, the first round counted as a warm one:\n",
             "| model | contender | rounds | seconds |",
             "| --- | --- | --- | --- |",
         ]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -25,6 +27,35 @@ TINY = [
     "attack.fpr=0.1",
 ]
 SWEEP = ["experiment=leakage_vs_epsilon", *TINY, "defense.epsilon=8,inf"]
+FILES = (
+    "leakage_vs_epsilon.png",
+    "leakage_vs_epsilon.pdf",
+    "roc.png",
+    "reconstructions.png",
+    "table.csv",
+    "table.md",
+    "table.tex",
+)
+STUDY = Path("results/leakage_vs_epsilon")
+
+
+def contents() -> dict[str, bytes]:
+    """The files of the tiny sweep's study, here."""
+    return {name: (STUDY / name).read_bytes() for name in FILES}
+
+
+@pytest.fixture(scope="session")
+def reference(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
+    """The tiny sweep's files, made with one worker and no interruption."""
+    folder = tmp_path_factory.mktemp("reference")
+    before = Path.cwd()
+    os.chdir(folder)
+    try:
+        command = [sys.executable, "-m", "experiments.run", *SWEEP, "workers=1"]
+        subprocess.run(command, check=True, capture_output=True)
+        return contents()
+    finally:
+        os.chdir(before)
 
 
 @pytest.fixture

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -14,36 +13,7 @@ from pathlib import Path
 import pytest
 
 from experiments import report, store
-from tests.experiments.conftest import SWEEP
-
-FILES = (
-    "leakage_vs_epsilon.png",
-    "leakage_vs_epsilon.pdf",
-    "roc.png",
-    "reconstructions.png",
-    "table.csv",
-    "table.md",
-    "table.tex",
-)
-STUDY = Path("results/leakage_vs_epsilon")
-
-
-def contents() -> dict[str, bytes]:
-    return {name: (STUDY / name).read_bytes() for name in FILES}
-
-
-@pytest.fixture(scope="module")
-def reference(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
-    """The tiny sweep's files, made with one worker and no interruption."""
-    folder = tmp_path_factory.mktemp("reference")
-    before = Path.cwd()
-    os.chdir(folder)
-    try:
-        command = [sys.executable, "-m", "experiments.run", *SWEEP, "workers=1"]
-        subprocess.run(command, check=True, capture_output=True)
-        return contents()
-    finally:
-        os.chdir(before)
+from tests.experiments.conftest import FILES, STUDY, SWEEP, contents
 
 
 @pytest.mark.heavy
