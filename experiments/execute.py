@@ -97,6 +97,7 @@ def _waves(cell: Cell, pieces: Path, run: Run) -> None:
     """First what trains, then what scores it, then what measures the scores."""
     # A worker on another machine must not choose another device than the one that stands in the run's hash.
     config, attacks = cell.config | {"device": cell.device.type}, list(cell.membership_attacks)
+    pieces = pieces.absolute()  # a worker that outlived an earlier call may stand in another folder
     run(
         [joblib.delayed(tasks.train)(config, pieces, shard) for shard in range(len(cell.shards()))]
         + [joblib.delayed(tasks.probe)(config, pieces, part) for part in range(probe_parts(cell))]

@@ -22,13 +22,16 @@ from typing import Any
 PEERS = ("plain", "pfl_peer", "flower_peer", "mirage_peer")
 
 
-def measure(peer: str, arguments: Sequence[str], python: str | Path = sys.executable) -> dict[str, Any]:
+def measure(
+    peer: str, arguments: Sequence[str], python: str | Path = sys.executable, timeout: float = 1800.0
+) -> dict[str, Any]:
     """The result of one of PEERS, played in a process of its own by the interpreter `python`.
 
-    Raises RuntimeError with the end of what the process said where it fails.
+    Raises RuntimeError with the end of what the process said where it fails, and subprocess.TimeoutExpired where it
+    takes more than `timeout` seconds.
     """
     command = [str(python), "-m", f"{__name__}.{peer}", *arguments]
-    done = subprocess.run(command, capture_output=True, text=True)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=timeout)
     if done.returncode:
         raise RuntimeError(f"{' '.join(command)} failed with {done.returncode}:\n{done.stderr[-2000:]}")
     found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])

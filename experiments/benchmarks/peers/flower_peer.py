@@ -63,12 +63,13 @@ def client_app(settings: Settings) -> ClientApp:
 def play(settings: Settings) -> tuple[Stopwatch, int]:
     """All rounds, and how many workers trained."""
     problem = problem_of(settings)
-    model, watch, workers = problem.model(), Stopwatch(problem), set[int]()
+    model, watch = problem.model(), Stopwatch(problem)
+    workers: list[set[int]] = []  # of each round
 
     def nothing_lost(replies: list[RecordDict], _: str) -> MetricRecord:
         if len(replies) != settings.cohort:
             raise RuntimeError(f"{len(replies)} of {settings.cohort} clients answered")
-        workers.update(int(reply["metrics"]["worker"]) for reply in replies)
+        workers.append({int(reply["metrics"]["worker"]) for reply in replies})
         return MetricRecord()
 
     def after_round(round: int, arrays: ArrayRecord) -> None:
@@ -76,6 +77,8 @@ def play(settings: Settings) -> tuple[Stopwatch, int]:
             model.load_state_dict(arrays.to_torch_state_dict())
             return model
 
+        if len(workers) != round:  # Flower goes on when nobody answers
+            raise RuntimeError(f"nobody answered in round {round}")
         if round == 0:
             watch.start()
         else:
@@ -98,9 +101,12 @@ def play(settings: Settings) -> tuple[Stopwatch, int]:
         server,
         client_app(settings),
         num_supernodes=settings.clients,
-        backend_config={"client_resources": {"num_cpus": settings.threads, "num_gpus": 0.0}},
+        backend_config={
+            "client_resources": {"num_cpus": settings.threads, "num_gpus": 0.0},
+            "init_args": {"address": "local"},  # Ray would join any cluster that runs here already
+        },
     )
-    return watch, len(workers)
+    return watch, len(set.union(*workers))
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -29,7 +29,7 @@ from torch import Tensor, nn
 from fl_core.architectures import McMahanCNN
 from fl_core.data import ImageSet
 from fl_core.errors import InputError, check_number
-from fl_core.loaders import parquet
+from fl_core.loaders import npz, parquet
 from fl_core.models import initial_parameters
 from fl_core.participation import Uniform
 from fl_core.partition import IID
@@ -125,7 +125,8 @@ def initialised(model: McMahanCNN, settings: Settings) -> McMahanCNN:
 @cache
 def problem_of(settings: Settings) -> Problem:
     """Reads the files, once in a process."""
-    pool, test = parquet(settings.train, settings.test)
+    read = npz if settings.train.endswith(".npz") else parquet
+    pool, test = read(settings.train, settings.test)
     return Problem(settings, pool, test, IID().owners(pool, settings.clients, settings.seed))
 
 
