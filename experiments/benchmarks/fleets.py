@@ -8,16 +8,14 @@ devices and first weights, and about the same budget of client turns:
 - synchronous: 10 clients are asked, and all that are not lost are waited for;
 - over-selection: 13 are asked, and the first 10 count (Bonawitz et al. 2019);
 - deadline: 10 are asked, and who is late is dropped;
-- partial, fedprox: by the same deadline clients do the steps that they have time for, with FedAvg and with FedProx
-  (Li et al. 2020);
+- partial, fedprox: who would be late does the steps there is time for, with FedAvg or FedProx (Li et al. 2020);
 - fedbuff: 10 clients train at any time, and every 4 updates make a round (Nguyen et al. 2022).
 
 The target, the deadline (the synchronous fleet's median round) and each fleet's learning rate are chosen on another
 seed than the reported one; FedProx keeps the rate of `partial` and chooses its mu, so that nobody has more trials.
 
-The clock is that of the large model for which the devices were measured, not of the small CNN that is trained: an
-example takes the seconds of `Devices`, and networks are slowed down until a message takes as long as one of
-SENT_PARAMETERS would.
+The clock is that of the large model for which `Devices` was measured, not of the small CNN that is trained: networks
+are slowed down until a message takes as long as one of SENT_PARAMETERS would.
 """
 
 from __future__ import annotations
@@ -127,9 +125,8 @@ def scheme(name: str, devices: Devices, deadline: float | None) -> tuple[Partici
         return Everyone(), Buffered(devices, concurrency=COHORT, buffer=BUFFER), turns
     if name == "over-selection":
         return Uniform(ASKED), Synchronous(devices, target=COHORT), ASKED
-    if name == "synchronous":
-        return Uniform(COHORT), Synchronous(devices), COHORT
-    return Uniform(COHORT), Synchronous(devices, deadline=deadline, partial=name != "deadline"), COHORT
+    limit, partial = None if name == "synchronous" else deadline, name in ("partial", "fedprox")
+    return Uniform(COHORT), Synchronous(devices, deadline=limit, partial=partial), COHORT
 
 
 def federation(
@@ -347,7 +344,8 @@ def markdown(record: dict[str, Any]) -> str:
         f"{len(trials)} trials diverged{where}; what is reported is seed {seeds['reported']}.\n",
         f"Means over {count} replicas [95% intervals]. Seconds, rounds and turns are those until the test accuracy "
         "first reached the target, over the replicas that did; turns count every client that was asked. Lost turns, "
-        "staleness and the final accuracy are of the whole run.\n",
+        "staleness and the final accuracy are of the whole run. Rates are chosen for speed alone: a replica may "
+        "relapse for a round after its arrival, and where that is its last round the final accuracy shows it.\n",
         "| fleet | lr | seconds | never | rounds | client turns | lost before / after / late | staleness | "
         "final accuracy |",
         "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",
