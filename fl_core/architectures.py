@@ -157,9 +157,10 @@ class CNN(nn.Module):
         plain = isinstance(self.norm1, nn.Identity)
         hidden = centred(side_by_side(pixels) if plain else pixels)
         for conv, norm in ((self.conv1, self.norm1), (self.conv2, self.norm2)):
-            hidden = F.relu(norm(conv(hidden)))
+            hidden = norm(conv(hidden))
             if self.halve == "pool":
                 hidden = max_pool(hidden, 2) if plain else F.max_pool2d(hidden, 2)
+            hidden = F.relu(hidden)  # the same before the pooling, on four times as many entries
         scores: Tensor = self.head(hidden.flatten(1))
         return scores
 
@@ -216,7 +217,7 @@ class McMahanCNN(nn.Module):
         """Logits [batch, classes] of pixels [batch, channels, height, width] in [0, 1]."""
         hidden = centred(side_by_side(pixels))
         for conv in (self.conv1, self.conv2):
-            hidden = max_pool(F.relu(conv(hidden)), 2)
+            hidden = F.relu(max_pool(conv(hidden), 2))  # the same as pooling last, on a quarter of the entries
         scores: Tensor = self.head(F.relu(self.hidden(hidden.flatten(1))))
         return scores
 

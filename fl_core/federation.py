@@ -107,6 +107,13 @@ class Federation:
         return torch.stack(counts)[:, 1:]
 
     @cached_property
+    def lane_bytes(self) -> int:
+        """About how much memory one lane takes while it trains."""
+        batch = self.algorithm.sampler.batch(int(self.sizes.max()))
+        rule = self.defense.example_rule(1.0) is not None
+        return lane_bytes(self.model, self.data.shape, batch, rule, stacked=self.backend != "loop")
+
+    @cached_property
     def _turns(self) -> list[tuple[list[Turn], Iterator[Turn]]]:
         sampler = self.algorithm.sampler
         work = Workload(
@@ -363,13 +370,8 @@ def _server_step(federation: Federation, state: State, update: Tree, cohort: Coh
 
 def _most_lanes(federation: Federation, cohort: Cohort, workers: int) -> int:
     """How many lanes train together: what memory allows, and no more than leave work for every worker."""
-    device, sampler = federation.data.images.device, federation.algorithm.sampler
-    rule = federation.defense.example_rule(1.0) is not None
-    batch = sampler.batch(int(federation.sizes.max()))
-    stacked = federation.backend != "loop"
-    each = lane_bytes(federation.model, federation.data.shape, batch, rule, stacked)
-    budget = federation.memory or memory_budget(device)
-    return max(1, min(budget // (each * workers), -(-cohort.clients.numel() // workers)))
+    budget = federation.memory or memory_budget(federation.data.images.device)
+    return max(1, min(budget // (federation.lane_bytes * workers), -(-cohort.clients.numel() // workers)))
 
 
 def _weighing_sizes(federation: Federation, cohort: Cohort) -> Tensor:

@@ -12,6 +12,7 @@ paired within a repeat. `--python` is an interpreter that has the peers (extra `
 from __future__ import annotations
 
 import argparse
+import subprocess
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -33,6 +34,8 @@ from fl_core.errors import InputError
 from fl_core.loaders import parquet
 
 TARGET = 0.97
+PATIENCE = 600.0
+"""Seconds after which a contender counts as one that cannot run."""
 WIDTHS = {4: "27k parameters", 16: "417k parameters"}
 ENOUGH_ROUNDS = {4: 18, 16: 8}
 """Rounds in which every contender reaches TARGET, with some to spare."""
@@ -72,8 +75,8 @@ def measure_rounds(files: Sequence[str], python: str, repeats: int, rounds: int)
                 peer, options = CONTENDERS[name]
                 wanted = [*files, "--width", str(width), "--rounds", str(rounds), *options]
                 try:
-                    result = measure(peer, wanted, python)
-                except RuntimeError as error:
+                    result = measure(peer, wanted, python, timeout=PATIENCE)
+                except (RuntimeError, subprocess.TimeoutExpired) as error:
                     row["failed"] = str(error).splitlines()[-1][:300]
                     print(f"{WIDTHS[width]}, {name}: cannot run", flush=True)
                     continue
@@ -127,7 +130,7 @@ def measure_to_target(
             for family in _turn(list(best), seed):
                 peer, options = CONTENDERS[best[family]["contender"]]
                 more = ["--width", str(width), "--rounds", str(ENOUGH_ROUNDS[width]), "--seed", str(seed), "--evaluate"]
-                result = measure(peer, [*files, *more, *options], python)
+                result = measure(peer, [*files, *more, *options], python, timeout=PATIENCE)
                 seconds = result["warmup_seconds"] + result["seconds"]
                 round = next((i for i, value in enumerate(result["accuracy"]) if value >= TARGET), None)
                 # The first round pays for imports and first calls; it counts as a round like the others.

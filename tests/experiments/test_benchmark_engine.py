@@ -49,7 +49,7 @@ def test_ratios_compare_each_family_s_best_with_mirage_s_best_repeat_by_repeat()
 
 
 def test_a_peer_that_cannot_run_is_named_with_its_reason_and_has_no_ratio(monkeypatch):
-    def measure(peer: str, arguments: list[str], python: str) -> dict[str, Any]:
+    def measure(peer: str, arguments: list[str], python: str, timeout: float) -> dict[str, Any]:
         assert python == sys.executable
         if peer == "pfl_peer":
             raise RuntimeError("it failed:\nModuleNotFoundError: No module named 'pfl'")
@@ -69,7 +69,7 @@ def test_a_peer_that_cannot_run_is_named_with_its_reason_and_has_no_ratio(monkey
 
 
 def test_seconds_to_the_target_are_those_of_the_rounds_that_it_took(monkeypatch):
-    def measure(peer: str, arguments: list[str], python: str) -> dict[str, Any]:
+    def measure(peer: str, arguments: list[str], python: str, timeout: float) -> dict[str, Any]:
         assert "--evaluate" in arguments
         slow = peer == "plain"
         accuracy = [0.9, 0.95, 0.96 if slow else 0.975, 0.96 if slow else 0.98]
