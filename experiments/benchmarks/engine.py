@@ -29,7 +29,7 @@ from experiments.benchmarks.shadows import measure_shadows, shadows_markdown
 from experiments.benchmarks.tries import measure_tries, tries_markdown
 from experiments.store import circumstances
 from experiments.terminal import command
-from fl_core.checkpoint import write_json, write_text
+from fl_core.checkpoint import read_json, write_json, write_text
 from fl_core.errors import InputError
 from fl_core.loaders import parquet
 
@@ -160,7 +160,7 @@ def _spread(values: Sequence[float], digits: int = 2) -> str:
 def peers_markdown(record: Mapping[str, Any]) -> str:
     lines = [
         "## FedAvg on MNIST: 100 clients × 600 pictures, cohort 10, batch 10, one epoch\n",
-        f"Seconds a round after warm-up, median [lowest, highest] of {record['repeats']} repeats, each the median of "
+        f"Seconds a round after warm-up, median [lowest, highest] of {record['measured']['peers']['repeats']} repeats, each the median of "
         f"{record['rounds']} rounds; test accuracy after {record['rounds'] + 1} rounds.\n",
         "| contender | " + " | ".join(f"{words}, s | accuracy" for words in WIDTHS.values()) + " |",
         "| --- |" + " --- | --- |" * len(WIDTHS),
@@ -175,19 +175,19 @@ def peers_markdown(record: Mapping[str, Any]) -> str:
         lines.append(f"| {name} | {' | '.join(cells)} |")
     lines += ["", "Each peer's best over Mirage's best, paired within a repeat:\n"]
     lines += ["| model | peer | Mirage | times faster | goal | |", "| --- | --- | --- | --- | --- | --- |"]
-    for one in record["ratios"]:
+    for one in ratios(record["peers"]):
         goal = "–" if one["goal"] is None else f"{one['goal']}x"
         verdict = {None: "", True: "reached", False: "missed"}[one["reached"]]
         cells = [WIDTHS[one["width"]], one["peer"], one["mirage"], _spread(one["ratios"]), goal, verdict]
         lines.append(f"| {' | '.join(cells)} |")
-    if record["to_target"]:
+    if record.get("to_target"):
         lines += [
             f"\nTo {TARGET:.0%} test accuracy, each family's best, {len(record['to_target'][0]['runs'])} seeds; "
             "training seconds without evaluation, the first round counted as a warm one:\n",
             "| model | contender | rounds | seconds |",
             "| --- | --- | --- | --- |",
         ]
-    for one in record["to_target"]:
+    for one in record.get("to_target", ()):
         done = [run for run in one["runs"] if run["rounds"] is not None]
         never = len(one["runs"]) - len(done)
         cells = (
@@ -201,19 +201,27 @@ def peers_markdown(record: Mapping[str, Any]) -> str:
 
 
 def markdown(record: Mapping[str, Any]) -> str:
-    """The page for people, from the JSON record alone."""
-    hardware, versions = record["hardware"], record["versions"]
-    head = [
+    """The page for people, from the JSON record alone; a section that was not measured says so."""
+    first = next(iter(record["measured"].values()))
+    hardware, versions = first["hardware"], first["versions"]
+    peers = "".join(f", {name} {number}" for name, number in _peer_versions(record.get("peers", ())).items())
+    lines = [
         "# The engine's speed\n",
-        f"Made by `{record['command']}` at revision {record['revision']}, on {hardware['processor']}, "
-        f"{hardware['cores']} cores, no GPU; torch {versions['torch']}, Python {versions['python']}"
-        + "".join(f", {name} {number}" for name, number in record["peer_versions"].items())
-        + ".\n",
+        f"On {hardware['processor']}, {hardware['cores']} cores, no GPU; torch {versions['torch']}, Python "
+        f"{versions['python']}{peers}. The command and the revision of each section stand at the end.\n",
     ]
-    parts = [peers_markdown(record), shadows_markdown(record["shadows"]), growth_markdown(record["growth"])]
-    parts += ["![How the cost of a round grows](growth.png)\n", tries_markdown(record["tries"])]
-    parts += ["## Not measured\n\n" + "\n".join(f"- {row}" for row in NOT_MEASURED) + "\n"]
-    return "\n".join(head) + "\n" + "\n".join(parts)
+    pages = {"peers": peers_markdown, "shadows": shadows_markdown, "growth": growth_markdown, "tries": tries_markdown}
+    for name, page in pages.items():
+        if name in record:
+            lines.append(page(record if name == "peers" else record[name]))
+        else:
+            lines.append(f"## {name}: not measured\n")
+        if name == "growth" and name in record:
+            lines.append("![How the cost of a round grows](growth.png)\n")
+    lines.append("## Not measured\n\n" + "\n".join(f"- {row}" for row in NOT_MEASURED) + "\n")
+    made = [f"- {name}: `{one['command']}` at revision {one['revision']}" for name, one in record["measured"].items()]
+    lines.append("## Made by\n\n" + "\n".join(made) + "\n")
+    return "\n".join(lines)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -226,6 +234,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--rounds", type=int, default=4, help="timed rounds in a repeat")
     parser.add_argument("--seeds", type=int, default=3, help=f"runs to {TARGET:.0%}")
     parser.add_argument("--out", type=Path, default=Path("results/benchmarks"), help="folder")
+    parser.add_argument("--only", nargs="+", choices=SECTIONS, help="measure these sections, keep the others' numbers")
     parser.add_argument("--quick", action="store_true", help="everything small, a few minutes")
     asked = parser.parse_args(arguments)
     for name in ("repeats", "rounds"):
@@ -236,15 +245,27 @@ def main(arguments: Sequence[str] | None = None) -> None:
             parser.error(f"{file} is not a file")
     if asked.quick:
         asked.repeats, asked.rounds, asked.seeds = 1, 1, 0
-    with tempfile.TemporaryDirectory() as folder:
-        try:
-            record = measure_all(asked, decoded(asked.train, asked.test, Path(folder)))
-        except InputError as error:
-            parser.error(str(error))
-    write_json(asked.out / "engine.json", record)
+    sections = asked.only or SECTIONS
+    stored = asked.out / "engine.json"
+    try:
+        record = read_json(stored) if asked.only and stored.exists() else {}
+        if "to_target" in sections and "peers" not in sections and "peers" not in record:
+            parser.error("--only to_target needs the section peers, for each family's best; measure that first")
+        with tempfile.TemporaryDirectory() as folder:
+            files = decoded(asked.train, asked.test, Path(folder))
+            for name in sections:
+                record[name] = measure_section(name, asked, files, record)
+                record.setdefault("measured", {})[name] = {
+                    **circumstances(torch.device("cpu")), "command": command(), "repeats": asked.repeats,
+                }  # fmt: skip
+                record |= {"rounds": asked.rounds} if name == "peers" else {}
+                write_json(stored, record)
+    except InputError as error:
+        parser.error(str(error))
     write_text(asked.out / "engine.md", markdown(record))
-    draw_growth(record["growth"], asked.out)
-    print(f"wrote {asked.out / 'engine.json'}, engine.md and growth.png")
+    if "growth" in sections:
+        draw_growth(record["growth"], asked.out)
+    print(f"wrote {stored} and engine.md")
 
 
 def decoded(train: str, test: str, folder: Path) -> list[str]:
@@ -259,23 +280,20 @@ def decoded(train: str, test: str, folder: Path) -> list[str]:
     return arguments
 
 
-def measure_all(asked: argparse.Namespace, files: Sequence[str]) -> dict[str, Any]:
-    """The whole record."""
-    peers = measure_rounds(files, asked.python, asked.repeats, asked.rounds)
-    return {
-        **circumstances(torch.device("cpu")),
-        "command": command(),
-        "repeats": asked.repeats,
-        "rounds": asked.rounds,
-        "peers": peers,
-        "peer_versions": _peer_versions(peers),
-        "ratios": ratios(peers),
-        "to_target": measure_to_target(files, asked.python, peers, asked.seeds) if asked.seeds else [],
-        "shadows": measure_shadows(asked.cifar, asked.repeats, asked.quick),
-        "growth": measure_growth(asked.repeats, asked.quick),
-        "tries": measure_tries(asked.repeats, asked.quick),
-        "not_measured": NOT_MEASURED,
-    }
+SECTIONS = ("peers", "shadows", "growth", "tries", "to_target")
+
+
+def measure_section(name: str, asked: argparse.Namespace, files: Sequence[str], record: Mapping[str, Any]) -> Any:
+    """One section of the record; the last needs the first, for each family's best."""
+    if name == "peers":
+        return measure_rounds(files, asked.python, asked.repeats, asked.rounds)
+    if name == "shadows":
+        return measure_shadows(asked.cifar, asked.repeats, asked.quick)
+    if name == "growth":
+        return measure_growth(asked.repeats, asked.quick)
+    if name == "tries":
+        return measure_tries(asked.repeats, asked.quick)
+    return measure_to_target(files, asked.python, record["peers"], asked.seeds)
 
 
 def _peer_versions(rows: Sequence[Mapping[str, Any]]) -> dict[str, str]:

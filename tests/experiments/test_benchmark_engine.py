@@ -61,9 +61,7 @@ def test_a_peer_that_cannot_run_is_named_with_its_reason_and_has_no_ratio(monkey
     assert all(row["failed"] == "ModuleNotFoundError: No module named 'pfl'" for row in pfl)
     assert all(row["seconds"] == [2.0, 2.0] for row in rows if row not in pfl)
     assert not [one for one in engine.ratios(rows) if one["peer"].startswith("pfl")]
-    page = engine.peers_markdown(
-        {"peers": rows, "ratios": engine.ratios(rows), "to_target": [], "repeats": 2, "rounds": 3}
-    )
+    page = engine.peers_markdown({"peers": rows, "measured": {"peers": {"repeats": 2}}, "rounds": 3})
     assert "| pfl, 2 processes | not measured | – | not measured | – |" in page
     assert "- pfl, 2 processes could not run: ModuleNotFoundError" in page
 
@@ -82,7 +80,7 @@ def test_seconds_to_the_target_are_those_of_the_rounds_that_it_took(monkeypatch)
     never = next(one for one in found if one["contender"].startswith("plain"))
     assert [run["rounds"] for run in never["runs"]] == [None, None]
     page = engine.peers_markdown(
-        {"peers": made_up(), "ratios": engine.ratios(made_up()), "to_target": found, "repeats": 2, "rounds": 3}
+        {"peers": made_up(), "to_target": found, "measured": {"peers": {"repeats": 2}}, "rounds": 3}
     )
     assert "(2 of 2 seeds never did)" in page
 
