@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from experiments.benchmarks import engine
+
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
 HEADS = {
@@ -89,6 +91,20 @@ def test_the_readme_s_seconds_are_the_manifest_s():
     manifest = json.loads((ROOT / "results/leakage_vs_epsilon/manifest.json").read_text())
     assert f"took {manifest['seconds']:.0f} s on two cores" in README
     assert len(manifest["cells"]) == 7
+
+
+def test_the_readme_s_peers_and_shadows_are_the_committed_benchmark():
+    page = (ROOT / "results/benchmarks/engine.md").read_text()
+    assert page == engine.markdown(json.loads((ROOT / "results/benchmarks/engine.json").read_text()))
+    for head in ("| model | peer | Mirage |", "| study | Mirage, s |"):
+        table = page[page.index(head) :].split("\n\n")[0].strip()
+        assert table in README, table
+
+
+def test_the_readme_s_fleets_are_the_committed_ones():
+    page = (ROOT / "results/benchmarks/fleets.md").read_text()
+    for factor in re.findall(r"(\d\.\d\d \[\d\.\d\d, \d\.\d\d\]) times", README.replace("\n", " ")):
+        assert factor in page, factor
 
 
 @pytest.mark.heavy

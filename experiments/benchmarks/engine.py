@@ -15,7 +15,7 @@ import argparse
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -119,11 +119,15 @@ def ratios(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
 
 
 def measure_to_target(
-    files: Sequence[str], python: str, rows: Sequence[Mapping[str, Any]], seeds: int
+    files: Sequence[str],
+    python: str,
+    rows: Sequence[Mapping[str, Any]],
+    seeds: int,
+    widths: Sequence[int] = tuple(WIDTHS),
 ) -> list[dict[str, Any]]:
     """Rounds and training seconds (without evaluation) to TARGET, of each family's best, seed by seed."""
     found = []
-    for width in WIDTHS:
+    for width in widths:
         best = {family: row for family in FAMILIES if (row := best_of(rows, width, family)) is not None}
         reached: dict[str, list[dict[str, Any]]] = {family: [] for family in best}
         for seed in range(seeds):
@@ -158,9 +162,10 @@ def _spread(values: Sequence[float], digits: int = 2) -> str:
 
 
 def peers_markdown(record: Mapping[str, Any]) -> str:
+    repeats = record["measured"]["peers"]["repeats"]
     lines = [
         "## FedAvg on MNIST: 100 clients × 600 pictures, cohort 10, batch 10, one epoch\n",
-        f"Seconds a round after warm-up, median [lowest, highest] of {record['measured']['peers']['repeats']} repeats, each the median of "
+        f"Seconds a round after warm-up, median [lowest, highest] of {repeats} repeats, each the median of "
         f"{record['rounds']} rounds; test accuracy after {record['rounds'] + 1} rounds.\n",
         "| contender | " + " | ".join(f"{words}, s | accuracy" for words in WIDTHS.values()) + " |",
         "| --- |" + " --- | --- |" * len(WIDTHS),
@@ -210,7 +215,12 @@ def markdown(record: Mapping[str, Any]) -> str:
         f"On {hardware['processor']}, {hardware['cores']} cores, no GPU; torch {versions['torch']}, Python "
         f"{versions['python']}{peers}. The command and the revision of each section stand at the end.\n",
     ]
-    pages = {"peers": peers_markdown, "shadows": shadows_markdown, "growth": growth_markdown, "tries": tries_markdown}
+    pages: dict[str, Callable[[Any], str]] = {
+        "peers": peers_markdown,
+        "shadows": shadows_markdown,
+        "growth": growth_markdown,
+        "tries": tries_markdown,
+    }
     for name, page in pages.items():
         if name in record:
             lines.append(page(record if name == "peers" else record[name]))
@@ -233,6 +243,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--rounds", type=int, default=4, help="timed rounds in a repeat")
     parser.add_argument("--seeds", type=int, default=3, help=f"runs to {TARGET:.0%}")
+    parser.add_argument("--target-widths", nargs="+", type=int, choices=list(WIDTHS), default=list(WIDTHS))
     parser.add_argument("--out", type=Path, default=Path("results/benchmarks"), help="folder")
     parser.add_argument("--only", nargs="+", choices=SECTIONS, help="measure these sections, keep the others' numbers")
     parser.add_argument("--quick", action="store_true", help="everything small, a few minutes")
@@ -293,7 +304,7 @@ def measure_section(name: str, asked: argparse.Namespace, files: Sequence[str], 
         return measure_growth(asked.repeats, asked.quick)
     if name == "tries":
         return measure_tries(asked.repeats, asked.quick)
-    return measure_to_target(files, asked.python, record["peers"], asked.seeds)
+    return measure_to_target(files, asked.python, record["peers"], asked.seeds, asked.target_widths)
 
 
 def _peer_versions(rows: Sequence[Mapping[str, Any]]) -> dict[str, str]:

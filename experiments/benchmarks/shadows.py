@@ -94,7 +94,8 @@ def cifar_shadows(path: str | Path, models: int = 16, examples: int = 4000) -> S
 
 def train_plain(federation: Federation) -> Tree:
     """One client of one replica after another, as one writes it without an engine; final models [replicas, ...]."""
-    images, labels, algorithm = federation.data.images, federation.data.labels, federation.algorithm
+    # Contiguous, as torchvision's transforms make pictures; decoded files happen to lie with their channels last.
+    images, labels, algorithm = federation.data.images.contiguous(), federation.data.labels, federation.algorithm
     model, begin = federation.model, initial_state(federation).model
     finished: list[Tree] = []
     for row, replica in enumerate(federation.replica_ids):

@@ -318,3 +318,21 @@ def test_evaluation_of_a_batch_norm_model_does_not_depend_on_the_queries():
     images = torch.rand(8, 1, 6, 6)
     whole = logits(Normed(), done.model, images)
     torch.testing.assert_close(whole[:, :1], logits(Normed(), done.model, images[:1]))
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("changes", [change for name, change in VARIETY.items() if "DP" not in name])
+def test_cuda_gives_a_federation_the_cpu_s_numbers(changes: dict[str, Any]):
+    # Without noise, which a GPU draws from its own generator, and without TF32 in the convolutions.
+    allowed = torch.backends.cudnn.allow_tf32
+    torch.backends.cudnn.allow_tf32 = False
+    try:
+        whole = federation(**changes)
+        there = dataclasses.replace(whole, model=whole.model.to("cuda"), data=whole.data.to(torch.device("cuda")))
+        found = run(there, Recorder(Server))
+        assert all(value.device.type == "cuda" for value in found.model.values())
+        on_cpu = State.from_tensors({name: value.cpu() for name, value in found.tensors().items()})
+        whole.model.to("cpu")
+        assert_close(run(federation(**changes)), on_cpu, 1e-4)
+    finally:
+        torch.backends.cudnn.allow_tf32 = allowed
