@@ -51,7 +51,7 @@ class Federation:
     `members` [replicas, examples] says which replica trains on which example; `replica_ids` are the replicas' numbers
     in the whole study, so that a shard of it draws the same randomness. `sizes` [clients] are public: what a client
     is expected to hold, whoever is a member. `participation` draws the clients of a round and `fleet` says what
-    becomes of them. `memory` bounds what the lanes of one process take, in bytes (null: `local.memory_budget`).
+    becomes of them. `memory` bounds what the lanes of one process take, in bytes (None: `local.memory_budget`).
     """
 
     model: nn.Module

@@ -90,7 +90,8 @@ def lane_bytes(model: nn.Module, shape: tuple[int, ...], batch: float, rule: boo
 
     Every lane has its variables six times over (where it starts, where it is, two of optimiser state, the gradient, a
     temporary), and with a rule one gradient an example. What autograd keeps of the forward pass is measured on one
-    picture and counted twice, for the backward pass; one lane at a time (not `stacked`), it is not a lane's own.
+    picture and counted twice, for the backward pass; one lane at a time (not `stacked`), it is not a lane's own. An
+    estimate: what was measured lies within a factor of two of it, either way (results/benchmarks/engine.md).
     """
     variables = variables_of(model)
     size = sum(value.numel() * value.element_size() for value in variables.values())
