@@ -7,6 +7,8 @@ is the one loop that moves them. Two backends give the same numbers to float tol
 - `vmap` stacks the lanes on a leading axis: best on a GPU, and on a CPU for tiny models;
 - `loop` takes one lane at a time, in place: best for a CPU that is busy with each model alone;
 - `auto` runs the first steps both ways, keeps the faster for this kind of problem, and wastes no step on it.
+
+Either way the arithmetic of a step is recorded once and replayed; see `recorded`.
 """
 
 from __future__ import annotations
@@ -22,6 +24,7 @@ from torch.func import grad, vmap
 
 from fl_core.errors import InputError, check_choice
 from fl_core.optimizers import Optimizer, Tree
+from fl_core.recorded import Recordings
 
 Backend = Literal["auto", "vmap", "loop"]
 BACKENDS = ("auto", "vmap", "loop")
@@ -74,6 +77,8 @@ class _Problem:
     rule: ExampleRule | None
     generators: Sequence[torch.Generator]
     statistics: frozenset[str]
+    recordings: Recordings
+    channels_last: bool
 
     def moving(self, variables: Tree) -> Tree:
         """The variables that descend; the others are statistics, which the forward pass itself keeps."""
@@ -84,6 +89,49 @@ class _Problem:
 
     def example_loss(self, variables: Tree, inputs: tuple[Input, ...]) -> Tensor:
         return self.losses(variables, *_each(inputs, lambda value: value.unsqueeze(0)))[0]
+
+    def gradients(self, find: _Find, variables: Tree, mask: Tensor, inputs: tuple[Input, ...]) -> Tree:
+        """`find`'s gradients of the variables that descend, replayed where its operations are known."""
+        if self.statistics:  # which the forward pass changes in place, so it cannot be checked by running it twice
+            return find(self, variables, mask, inputs)
+        names = list(variables)
+
+        def function(*values: Tensor) -> list[Tensor]:
+            rest = iter(values[len(names) :])
+            found = find(self, dict(zip(names, values, strict=False)), next(rest), _each(inputs, lambda _: next(rest)))
+            return [found[name] for name in names]
+
+        flat = [*variables.values(), mask]
+        for value in inputs:
+            flat.extend([value] if isinstance(value, Tensor) else value.values())
+        found = self.recordings.run((find.__name__, *names), function, flat)
+        return dict(zip(names, found, strict=True))
+
+
+_Find = Callable[[_Problem, Tree, Tensor, tuple[Input, ...]], Tree]
+
+
+def _stacked_mean(problem: _Problem, variables: Tree, mask: Tensor, inputs: tuple[Input, ...]) -> Tree:
+    leaves = _leaves(variables)
+    return _gradients(vmap(problem.mean_loss)(leaves, mask, inputs), leaves)
+
+
+def _stacked_examples(problem: _Problem, variables: Tree, _: Tensor, inputs: tuple[Input, ...]) -> Tree:
+    """Per-example gradients [lanes, batch, ...]."""
+    found: Tree = vmap(vmap(grad(problem.example_loss), in_dims=(None, 0)))(variables, inputs)
+    return found
+
+
+def _mean(problem: _Problem, variables: Tree, _: Tensor, inputs: tuple[Input, ...]) -> Tree:
+    """One lane's; its batch has no padding."""
+    leaves = _leaves(problem.moving(variables))
+    return _gradients(problem.losses(variables | leaves, *inputs).mean(), leaves)
+
+
+def _examples(problem: _Problem, variables: Tree, mask: Tensor, inputs: tuple[Input, ...]) -> Tree:
+    """One lane's per-example gradients [batch, ...]."""
+    copies = _leaves(_copies(variables, len(mask)))
+    return _gradients(vmap(problem.example_loss)(copies, inputs), copies)
 
 
 _fastest: dict[tuple[object, ...], Literal["vmap", "loop"]] = {}
@@ -102,6 +150,8 @@ def descend(
     backend: Backend = "auto",
     on_step: Callable[[int], object] | None = None,
     statistics: Collection[str] = (),
+    recordings: Recordings | None = None,
+    channels_last: bool = False,
 ) -> Tree:
     """Minimise each lane's loss over the feed's steps and return the new variables [lanes, ...]; the old ones stay.
 
@@ -112,6 +162,9 @@ def descend(
     `statistics` names variables that `losses` updates in place by itself (BatchNorm's running means). They mix the
     examples of a batch, so that they go with no rule, nor with the padded batches of `vmap`: `auto` takes `loop`, and
     the rest raises InputError.
+
+    `recordings` are those of the same losses from an earlier call, in which they may go on. With `channels_last`,
+    `loop` on a CPU lays convolution kernels out so, for pictures that lie so too; see `models.takes_channels_last`.
     """
     check_choice("backend", backend, BACKENDS)
     if statistics:
@@ -122,7 +175,9 @@ def descend(
             )
         backend = "loop"
     variables = {name: value.detach().clone() for name, value in variables.items()}
-    problem = _Problem(losses, feed, optimizer, rule, generators, frozenset(statistics))
+    problem = _Problem(
+        losses, feed, optimizer, rule, generators, frozenset(statistics), recordings or Recordings(), channels_last
+    )
     slots = optimizer.slots(problem.moving(variables))
     start = 0
     if backend == "auto":
@@ -192,14 +247,12 @@ def _run_stacked(
     stop: int,
     on_step: Callable[[int], object] | None,
 ) -> None:
-    leaves, mean_loss = _leaves(variables), vmap(problem.mean_loss)
-    example_gradients = vmap(vmap(grad(problem.example_loss), in_dims=(None, 0)))
     for step in range(start, stop):
         batch = problem.feed.stacked(step)
         if problem.rule is None:
-            gradients = _gradients(mean_loss(leaves, batch.mask, batch.inputs), leaves)
+            gradients = problem.gradients(_stacked_mean, variables, batch.mask, batch.inputs)
         elif batch.mask.shape[1]:
-            gradients = example_gradients(variables, batch.inputs)
+            gradients = problem.gradients(_stacked_examples, variables, batch.mask, batch.inputs)
         else:
             gradients = _no_examples(variables)
         with torch.no_grad():
@@ -233,28 +286,23 @@ def _run_one_by_one(
     stop: int,
     on_step: Callable[[int], object] | None,
 ) -> None:
-    example_losses = vmap(problem.example_loss)
-    plain = problem.rule is not None or next(iter(variables.values())).device.type != "cpu"
+    beside = problem.channels_last and problem.rule is None and next(iter(variables.values())).device.type == "cpu"
     for lane in range(next(iter(variables.values())).shape[0]):
         stored = [{name: value[lane] for name, value in tree.items()} for tree in (variables, slots)]
-        mine, my_slots = stored if plain else [_channels_last(tree) for tree in stored]
+        mine, my_slots = [_channels_last(tree) for tree in stored] if beside else stored
         moving = problem.moving(mine)
-        leaves = _leaves(moving)
-        whole = mine | leaves
         for step in range(start, stop):
             batch = problem.feed.one(step, lane)
             if batch is None:
                 continue
-            inputs = _each(batch.inputs, lambda value: value[0])
-            if problem.rule is None and not batch.mask.shape[1]:
+            mask, inputs = batch.mask[0], _each(batch.inputs, lambda value: value[0])
+            if problem.rule is None and not len(mask):
                 gradients = {name: torch.zeros_like(value) for name, value in moving.items()}
             elif problem.rule is None:
-                gradients = _gradients(problem.losses(whole, *inputs).mean(), leaves)
+                gradients = problem.gradients(_mean, mine, mask, inputs)
             else:
                 # An empty batch has no loss to differentiate; its copies [0, ...] are the gradients' shape.
-                examples = copies = _leaves(_copies(mine, batch.mask.shape[1]))
-                if batch.mask.shape[1]:
-                    examples = _gradients(example_losses(copies, inputs), copies)
+                examples = problem.gradients(_examples, mine, mask, inputs) if len(mask) else _copies(mine, 0)
                 with torch.no_grad():
                     stacked = {name: value.unsqueeze(0) for name, value in examples.items()}
                     step_gradient = problem.rule.on_examples(stacked, batch.mask, problem.generators[lane : lane + 1])

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
+import uuid
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import islice
 
 import joblib
 import numpy as np
@@ -14,8 +16,9 @@ from torch import Tensor, nn
 
 from fl_core.data import ImageSet
 from fl_core.lanes import Backend, ExampleRule, descend
-from fl_core.models import ClassificationLosses, statistics_of, variables_of
+from fl_core.models import ClassificationLosses, statistics_of, takes_channels_last, variables_of
 from fl_core.optimizers import Optimizer, Tree
+from fl_core.recorded import recordings_of
 from fl_core.sampling import ExampleFeed
 from fl_core.seeds import Generators
 
@@ -38,8 +41,14 @@ class Job:
     noise: Sequence[int]
     backend: Backend
 
-    def train(self, images: Tensor, labels: Tensor) -> Tree:
-        """The lanes' variables [lanes, ...] after their steps on the examples of `images` and `labels`."""
+    def train(self, images: Tensor, labels: Tensor, run: str) -> Tree:
+        """The lanes' variables [lanes, ...] after their steps on the examples of `images` and `labels`.
+
+        `run` names all jobs whose model is the same code; see `recorded.recordings_of`.
+        """
+        channels_last = takes_channels_last(self.model)
+        if not channels_last:
+            images = images.contiguous()
         batches = iter(self.rows.split([size for lane in self.sizes for size in lane]))
         plan = [[next(batches) for _ in lane] for lane in self.sizes]
         return descend(
@@ -51,6 +60,8 @@ class Job:
             generators=Generators(self.noise, images.device),
             backend=self.backend,
             statistics=statistics_of(self.model),
+            recordings=recordings_of(self.model, run),
+            channels_last=channels_last,
         )
 
 
@@ -64,25 +75,33 @@ def trainer(data: ImageSet, workers: int = 1) -> Iterator[Trainer]:
 
     The data go to the processes once, as a file that all of them map. Which process trains a job changes no bit of it.
     """
+    run = uuid.uuid4().hex
     if data.images.device.type != "cpu":
         if workers > 1:
             raise ValueError("worker processes train on the CPU; a GPU is filled by lanes in one process")
-        yield lambda jobs: (job.train(data.images, data.labels) for job in jobs)
+        yield lambda jobs: (job.train(data.images, data.labels, run) for job in jobs)
         return
     # Channels last, as `lanes` keeps a lane's kernels: convolutions on a CPU are faster so.
     pixels = data.images.permute(0, 2, 3, 1).contiguous()
     if workers == 1:
-        yield lambda jobs: (job.train(pixels.permute(0, 3, 1, 2), data.labels) for job in jobs)
+        yield lambda jobs: (job.train(pixels.permute(0, 3, 1, 2), data.labels, run) for job in jobs)
         return
     # joblib maps a large array by the identity of its object: keep these two.
     images, labels = pixels.numpy(), data.labels.numpy()
-    with joblib.Parallel(n_jobs=workers, return_as="generator", mmap_mode="c", max_nbytes="1M") as parallel:
-        yield lambda jobs: parallel(joblib.delayed(_train)(job, images, labels) for job in jobs)
+    with joblib.Parallel(n_jobs=workers, batch_size=1, mmap_mode="c", max_nbytes="1M") as parallel:
+
+        def train(jobs: Iterable[Job]) -> Iterator[Tree]:
+            # In waves, for bounded memory: joblib's own generator starts every second job a tenth of a second late.
+            left = iter(jobs)
+            while wave := list(islice(left, 2 * workers)):
+                yield from parallel(joblib.delayed(_train)(job, images, labels, run) for job in wave)
+
+        yield train
 
 
-def _train(job: Job, images: np.ndarray, labels: np.ndarray) -> Tree:
+def _train(job: Job, images: np.ndarray, labels: np.ndarray, run: str) -> Tree:
     torch.set_num_threads(1)
-    return job.train(torch.from_numpy(images).permute(0, 3, 1, 2), torch.from_numpy(labels))
+    return job.train(torch.from_numpy(images).permute(0, 3, 1, 2), torch.from_numpy(labels), run)
 
 
 def lane_bytes(model: nn.Module, shape: tuple[int, ...], batch: float, rule: bool = False, stacked: bool = True) -> int:

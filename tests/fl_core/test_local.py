@@ -126,3 +126,28 @@ def test_a_lane_s_memory_grows_with_its_model_its_batch_and_a_rule():
     assert lane_bytes(small, (1, 6, 6), 2, rule=True) > lane_bytes(small, (1, 6, 6), 2)
     parameters = sum(value.numel() for value in small.parameters())
     assert lane_bytes(small, (1, 6, 6), 2, stacked=False) == 6 * 4 * parameters
+
+
+@pytest.mark.heavy
+def test_a_narrow_residual_network_trains_inside_its_memory():
+    script = """
+import torch
+from defenses.base import Defense
+from fl_core.algorithms.fedavg import FedAvg
+from fl_core.data import ImageSet
+from fl_core.federation import federate, run
+from fl_core.residual import ResNet
+from fl_core.sampling import Shuffled
+
+torch.set_num_threads(1)
+data = ImageSet(torch.rand(60, 1, 12, 12), torch.arange(60) % 4, tuple("abcd"))
+model = ResNet((1, 12, 12), 4, depth=8, width=4)
+algorithm = FedAvg(sampler=Shuffled(local_epochs=2, batch_size=5), lr=0.1)
+for backend in ("loop", "vmap"):
+    kinds = {"clients": 3, "rounds": 3, "algorithm": algorithm, "defense": Defense(), "backend": backend}
+    print("finished", run(federate(model, data, **kinds)).round)
+"""
+    # glibc checks every block that is freed, and ends a process that wrote past one.
+    checked = os.environ | {"MALLOC_CHECK_": "3"}
+    done = subprocess.run([sys.executable, "-c", script], env=checked, capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (0, "finished 3\nfinished 3\n"), done.stderr

@@ -15,6 +15,7 @@ from fl_core.models import (
     initial_parameters,
     logits,
     statistics_of,
+    takes_channels_last,
     variables_of,
 )
 
@@ -159,3 +160,17 @@ def test_logits_are_each_lane_s_own_and_do_not_depend_on_the_chunk():
     torch.testing.assert_close(whole, logits(model, stacked, images, chunk=3))
     for lane in range(2):
         torch.testing.assert_close(whole[lane], functional_call(model, each[lane], (images,)).detach())
+
+
+@pytest.mark.parametrize(
+    ("layer", "fits"),
+    [
+        (nn.Conv2d(4, 8, 1, stride=2), False),
+        (nn.Conv2d(16, 8, 1, stride=2, groups=4), False),
+        (nn.Conv2d(16, 8, 1, stride=2), True),
+        (nn.Conv2d(4, 8, 1), True),
+        (nn.Conv2d(4, 8, 3, stride=2), True),
+    ],
+)
+def test_channels_lie_last_except_where_a_kernel_of_onednn_would_write_outside_its_memory(layer: nn.Conv2d, fits: bool):
+    assert takes_channels_last(nn.Sequential(layer)) == fits
