@@ -25,7 +25,7 @@ from fl_core.errors import InputError, check_choice, check_number
 from fl_core.federation import Federation, public_sizes
 from fl_core.fleet import Fleet
 from fl_core.lanes import BACKENDS
-from fl_core.local import GIB
+from fl_core.memory import GIB
 from fl_core.models import statistics_of
 from fl_core.participation import Participation
 from fl_core.partition import NOBODY, draw_members, plant_canaries, plant_rarity, split

@@ -20,9 +20,10 @@ from fl_core.devices import Workload
 from fl_core.errors import InputError, check_choice, check_number
 from fl_core.fleet import Fleet, Ideal, Turn
 from fl_core.lanes import BACKENDS, Backend, ExampleRule
-from fl_core.local import Job, Trainer, lane_bytes, memory_budget, trainer
+from fl_core.local import Job, Trainer, trainer
+from fl_core.memory import Footprint, footprint, memory_budget
 from fl_core.models import check_trainable, initial_parameters, statistics_of, variables_of
-from fl_core.optimizers import Tree
+from fl_core.optimizers import Optimizer, Tree
 from fl_core.participation import Everyone, Participation
 from fl_core.partition import IID, NOBODY, Partition, draw_members, split
 from fl_core.sampling import SamplingEvent
@@ -51,7 +52,7 @@ class Federation:
     `members` [replicas, examples] says which replica trains on which example; `replica_ids` are the replicas' numbers
     in the whole study, so that a shard of it draws the same randomness. `sizes` [clients] are public: what a client
     is expected to hold, whoever is a member. `participation` draws the clients of a round and `fleet` says what
-    becomes of them. `memory` bounds what the lanes of one process take, in bytes (None: `local.memory_budget`).
+    becomes of them. `memory` bounds what the lanes of one process take, in bytes (None: `memory.memory_budget`).
     """
 
     model: nn.Module
@@ -107,11 +108,19 @@ class Federation:
         return torch.stack(counts)[:, 1:]
 
     @cached_property
-    def lane_bytes(self) -> int:
-        """About how much memory one lane takes while it trains."""
+    def footprint(self) -> Footprint:
+        """About how much memory lanes take while they train."""
         batch = self.algorithm.sampler.batch(int(self.sizes.max()))
-        rule = self.defense.example_rule(1.0) is not None
-        return lane_bytes(self.model, self.data.shape, batch, rule, stacked=self.backend != "loop")
+        return footprint(self.model, self.data.shape, batch, self._local, self.defense.example_rule(1.0), self.backend)
+
+    def _local(self, sent: Tree) -> tuple[Tree, Optimizer]:
+        """Where a lane begins that was sent a model, and its optimiser, in the first round."""
+        lanes = len(next(iter(sent.values())))
+        replica = {name: value[:1] for name, value in sent.items()}
+        extra = self.algorithm.broadcast({}, self.algorithm.server_state(replica))
+        whole = sent | {name: value.expand(lanes, *value.shape[1:]) for name, value in extra.items()}
+        kept = {name: value[0] for name, value in self.algorithm.client_state(replica, lanes).items()}
+        return self.algorithm.local(self.algorithm.lr, whole, kept)
 
     @cached_property
     def _turns(self) -> list[tuple[list[Turn], Iterator[Turn]]]:
@@ -371,7 +380,8 @@ def _server_step(federation: Federation, state: State, update: Tree, cohort: Coh
 def _most_lanes(federation: Federation, cohort: Cohort, workers: int) -> int:
     """How many lanes train together: what memory allows, and no more than leave work for every worker."""
     budget = federation.memory or memory_budget(federation.data.images.device)
-    return max(1, min(budget // (federation.lane_bytes * workers), -(-cohort.clients.numel() // workers)))
+    share = -(-cohort.clients.numel() // workers)
+    return share if share <= 1 else min(federation.footprint.lanes(budget / workers), share)
 
 
 def _weighing_sizes(federation: Federation, cohort: Cohort) -> Tensor:

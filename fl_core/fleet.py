@@ -193,7 +193,8 @@ class Buffered:
 
     A client starts from the model that is current when it is asked. Its update is tau rounds stale when it arrives,
     and weighs (1 + tau)^-exponent (`polynomial`, theirs with exponent 0.5) or 1 (`constant`); an update with tau above
-    `max_staleness` (None: no limit) is thrown away. A free slot asks a client uniformly among those that the
+    `max_staleness` (None: no limit) is thrown away, and not even trained here: no view shows it, although a real server
+    would have seen it. A free slot asks a client uniformly among those that the
     participation holds eligible in the current round, neither busy nor already in the buffer. So a client is in a
     round once at most, and in no more rounds than its ParticipationEvent says: a sum's sensitivity and an accountant
     rely on it. Only with few clients does it leave a slot empty that the paper would fill.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -16,13 +15,11 @@ from torch import Tensor, nn
 
 from fl_core.data import ImageSet
 from fl_core.lanes import Backend, ExampleRule, descend
-from fl_core.models import ClassificationLosses, statistics_of, takes_channels_last, variables_of
+from fl_core.models import ClassificationLosses, statistics_of, takes_channels_last
 from fl_core.optimizers import Optimizer, Tree
 from fl_core.recorded import recordings_of
 from fl_core.sampling import ExampleFeed
 from fl_core.seeds import Generators
-
-GIB = 2**30
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,39 +99,3 @@ def trainer(data: ImageSet, workers: int = 1) -> Iterator[Trainer]:
 def _train(job: Job, images: np.ndarray, labels: np.ndarray, run: str) -> Tree:
     torch.set_num_threads(1)
     return job.train(torch.from_numpy(images).permute(0, 3, 1, 2), torch.from_numpy(labels), run)
-
-
-def lane_bytes(model: nn.Module, shape: tuple[int, ...], batch: float, rule: bool = False, stacked: bool = True) -> int:
-    """About how much memory one lane takes while it trains on batches of `batch` pictures of `shape`, in bytes.
-
-    Every lane has its variables six times over (where it starts, where it is, two of optimiser state, the gradient, a
-    temporary), and with a rule one gradient an example. What autograd keeps of the forward pass is measured on one
-    picture and counted twice, for the backward pass; one lane at a time (not `stacked`), it is not a lane's own. An
-    estimate: what was measured lies within a factor of two of it, either way (results/benchmarks/engine.md).
-    """
-    variables = variables_of(model)
-    size = sum(value.numel() * value.element_size() for value in variables.values())
-    own = {value.data_ptr() for value in model.parameters()}
-    kept: dict[int, int] = {}
-
-    def keep(value: Tensor) -> Tensor:
-        if value.data_ptr() not in own:
-            kept[value.data_ptr()] = max(kept.get(value.data_ptr(), 0), value.numel() * value.element_size())
-        return value
-
-    like = next(model.parameters())
-    was_training = model.training
-    model.eval()  # BatchNorm would refuse a single value a channel, and keep what it saw
-    with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(keep, lambda value: value):
-        model(torch.zeros(1, *shape, dtype=like.dtype, device=like.device))
-    model.train(was_training)
-    pictures = math.ceil(batch)
-    activations = 2 * pictures * sum(kept.values()) if stacked or rule else 0
-    return size * (6 + 2 * pictures * rule) + activations
-
-
-def memory_budget(device: torch.device) -> int:
-    """Bytes that lanes may take together: a fixed 2 GiB on a CPU, whatever the machine; 40% of a GPU's memory."""
-    if device.type == "cuda":
-        return int(0.4 * torch.cuda.get_device_properties(device).total_memory)
-    return 2 * GIB

@@ -15,6 +15,7 @@ import operator
 import pickle
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -26,7 +27,6 @@ from torch.utils.weak import WeakTensorKeyDictionary
 Function = Callable[..., Sequence[Tensor]]
 Layout = tuple[Hashable, ...]
 
-_PLAIN_CALLS = 8  # of a layout before one is recorded: what recording costs comes back after about twenty replays
 _MOST_MODELS = 32
 
 
@@ -108,16 +108,21 @@ def layout(value: Tensor) -> Layout:
     return value.shape, value.stride(), value.dtype, value.device
 
 
+@dataclass
 class _Plain:
-    """A layout that is not replayed: not yet, or never."""
+    """A layout that is not replayed: not yet, or never once its `calls` are past the one to record."""
 
-    calls = 0
+    calls: int = 0
 
 
 class Recordings:
-    """The replays of a few functions, by the layouts of their inputs."""
+    """The replays of a few functions, by the layouts of their inputs.
 
-    def __init__(self) -> None:
+    The call numbered `record_at` of a layout is the one recorded: what that costs comes back after some twenty replays.
+    """
+
+    def __init__(self, record_at: int = 8) -> None:
+        self._record_at = record_at
         self._known: dict[Layout, Function | _Plain] = {}
         self._trusted: set[Layout] = set()
 
@@ -135,23 +140,16 @@ class Recordings:
             if agree:
                 self._trusted.add(key)
             else:
-                self._known[key] = _never()
+                self._known[key] = _Plain(calls=self._record_at)
             return found
         known.calls += 1
-        if known.calls != _PLAIN_CALLS:
+        if known.calls != self._record_at:
             return function(*inputs)
         try:
             found, self._known[key] = record(function, inputs)
         except ValueRead:
             return function(*inputs)
         return found
-
-
-def _never() -> _Plain:
-    """A layout past the call at which it would be recorded."""
-    plain = _Plain()
-    plain.calls = _PLAIN_CALLS
-    return plain
 
 
 def _same(one: Tensor, other: Tensor) -> bool:

@@ -23,6 +23,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from experiments.benchmarks.ceiling import ceiling_markdown, measure_ceiling
 from experiments.benchmarks.growth import draw_growth, growth_markdown, measure_growth
 from experiments.benchmarks.peers import measure
 from experiments.benchmarks.shadows import measure_shadows, shadows_markdown
@@ -185,6 +186,12 @@ def peers_markdown(record: Mapping[str, Any]) -> str:
         verdict = {None: "", True: "reached", False: "missed"}[one["reached"]]
         cells = [WIDTHS[one["width"]], one["peer"], one["mirage"], _spread(one["ratios"]), goal, verdict]
         lines.append(f"| {' | '.join(cells)} |")
+    if "ceiling" in record:
+        best = {
+            width: {name: row["seconds"] for name in FAMILIES if (row := best_of(record["peers"], width, name))}
+            for width in WIDTHS
+        }
+        lines += ["", ceiling_markdown(record["ceiling"], WIDTHS, best)]
     if record.get("to_target"):
         lines += [
             f"\nTo {TARGET:.0%} test accuracy, each family's best, {len(record['to_target'][0]['runs'])} seeds; "
@@ -291,13 +298,15 @@ def decoded(train: str, test: str, folder: Path) -> list[str]:
     return arguments
 
 
-SECTIONS = ("peers", "shadows", "growth", "tries", "to_target")
+SECTIONS = ("peers", "ceiling", "shadows", "growth", "tries", "to_target")
 
 
 def measure_section(name: str, asked: argparse.Namespace, files: Sequence[str], record: Mapping[str, Any]) -> Any:
     """One section of the record; the last needs the first, for each family's best."""
     if name == "peers":
         return measure_rounds(files, asked.python, asked.repeats, asked.rounds)
+    if name == "ceiling":
+        return measure_ceiling(list(WIDTHS), asked.repeats)
     if name == "shadows":
         return measure_shadows(asked.cifar, asked.repeats, asked.quick)
     if name == "growth":

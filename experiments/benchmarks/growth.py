@@ -38,7 +38,7 @@ from fl_core.data import ImageSet
 from fl_core.errors import InputError, check_choice, check_number
 from fl_core.federation import Federation, run
 from fl_core.lanes import Backend
-from fl_core.local import lane_bytes, memory_budget
+from fl_core.memory import memory_budget
 from fl_core.optimizers import Tree
 from fl_core.participation import Everyone, Participation, Uniform
 from fl_core.sampling import Shuffled
@@ -178,8 +178,8 @@ def play(line: Line, value: int, repeats: int) -> dict[str, Any]:
     """One point, in this process.
 
     `seconds` [repeats] of the timed rounds and `warmup_seconds` of the one before; `memory` in bytes, and what
-    `lane_bytes` expects of one lane, the `budget`, and the pictures' own `data_bytes`; `parameters` of the model;
-    `lanes` and `tiles` a round.
+    `Federation.footprint` expects of one lane, the `budget`, and the pictures' own `data_bytes`; `parameters` of the
+    model; `lanes` and `tiles` a round.
     """
     run(rehearsal(line))
     federation = federation_of(line, value, 1 + repeats)
@@ -189,8 +189,8 @@ def play(line: Line, value: int, repeats: int) -> dict[str, Any]:
     run(federation, recorder, after_round=lambda _: laps.append(time.perf_counter()))
     _, most = resident_memory()
     seconds = [after - earlier for earlier, after in zip([began, *laps], laps, strict=False)]
-    batch = federation.algorithm.sampler.batch(int(federation.sizes.max()))
-    images = federation.data.images
+    images, lanes = federation.data.images, federation.cohort(0).clients.numel()
+    estimated = federation.footprint.lane + federation.footprint.shared // lanes
     return {
         "name": line.name,
         "value": value,
@@ -199,9 +199,9 @@ def play(line: Line, value: int, repeats: int) -> dict[str, Any]:
         "memory": most - before,
         "data_bytes": images.numel() * images.element_size(),
         "parameters": sum(parameter.numel() for parameter in federation.model.parameters()),
-        "lanes": federation.cohort(0).clients.numel(),
+        "lanes": lanes,
         "tiles": max(recorder.tiles.values()),
-        "lane_bytes": lane_bytes(federation.model, federation.data.shape, batch, stacked=line.backend != "loop"),
+        "lane_bytes": estimated,
         "budget": line.budget,
     }
 
@@ -299,7 +299,7 @@ def growth_markdown(record: dict[str, Any]) -> str:
         f"{record['repeats']} rounds after one that is not timed. Clients, cohort and replicas: a CNN of 1,898 "
         "parameters on 8×8, 2 steps of 16 a client; parameters: McMahan's CNN on 28×28, 5 steps of 10. Memory is the "
         "peak of a process less what it held just before, the pictures among it. A lane's is that of the "
-        "tile it trains in, beside what `fl_core.local.lane_bytes` estimates; with the clients grows an index of the "
+        "tile it trains in, beside what `fl_core.memory.footprint` estimates; with the clients grows an index of the "
         "pool, too. `one tile` has a budget that holds every lane at once. Exponents are slopes of log cost "
         f"through the upper {UPPER} points of a line, and as expected within {NEAR:g}.\n",
     ]

@@ -21,7 +21,7 @@ import argparse
 import time
 import warnings
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from statistics import median
 from typing import Any, Literal
@@ -39,6 +39,7 @@ from fl_core.architectures import CNN
 from fl_core.checkpoint import write_json, write_text
 from fl_core.models import ClassificationLosses, initial_parameters
 from fl_core.optimizers import SGD, Tree
+from fl_core.recorded import Recordings
 from fl_core.sampling import ExampleFeed, Poisson, Sampler, Shuffled
 from fl_core.seeds import generator
 
@@ -98,7 +99,11 @@ GOALS: tuple[Goal, ...] = (  # who, at least how fast, on which rows: in words, 
 
 @dataclass(frozen=True)
 class Task:
-    """A row made concrete: its examples, its batches `plan[lane][step]` and each lane's first parameters."""
+    """A row made concrete: its examples, its batches `plan[lane][step]` and each lane's first parameters.
+
+    `beside` are the same images with their channels last, and `recordings` go on from call to call; a federation's jobs
+    have both.
+    """
 
     row: Row
     model: CNN
@@ -107,6 +112,8 @@ class Task:
     plan: list[list[Tensor]]
     start: Tree
     noise_multiplier: float
+    beside: Tensor
+    recordings: Recordings = field(default_factory=Recordings)
 
 
 def task_of(row: Row, kind: torch.dtype = torch.float32, noise_multiplier: float = 0.0) -> Task:
@@ -124,7 +131,9 @@ def task_of(row: Row, kind: torch.dtype = torch.float32, noise_multiplier: float
     model = CNN(row.shape, 10, width=row.width, halve=row.halve)
     first = [initial_parameters(model, lane) for lane in range(row.lanes)]
     start = {name: torch.stack([one[name] for one in first]).to(kind) for name in first[0]}
-    return Task(row, model.to(kind), images.to(kind), labels, plan, start, noise_multiplier)
+    images = images.to(kind)
+    beside = images.contiguous(memory_format=torch.channels_last)
+    return Task(row, model.to(kind), images, labels, plan, start, noise_multiplier, beside)
 
 
 def train_plain(task: Task) -> Tree:
@@ -157,11 +166,13 @@ def train(task: Task, contender: Contender) -> Tree:
     return lanes.descend(
         task.start,
         ClassificationLosses(task.model),
-        ExampleFeed(task.images, task.labels, task.plan),
+        ExampleFeed(task.beside, task.labels, task.plan),
         SGD(lr=LR),
         rule=rule,
         generators=[generator(0, "benchmark noise", client=lane) for lane in range(task.row.lanes)],
         backend=contender,
+        recordings=task.recordings,
+        channels_last=True,
     )
 
 

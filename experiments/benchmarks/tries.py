@@ -16,9 +16,13 @@ from typing import Any
 import joblib
 import torch
 import torch.nn.functional as F
-from torch import nn
+from torch import Tensor, nn
+from torch.func import vmap
 
+from fl_core import recorded
 from fl_core.architectures import CNN, McMahanCNN
+from fl_core.models import ClassificationLosses
+from fl_core.optimizers import Tree
 from fl_core.residual import ResNet
 
 Step = Callable[[], None]
@@ -40,18 +44,29 @@ PROBLEMS = (
     Problem(name="32×32, CNN width 16", make=lambda: CNN(RGB32, 10, width=16), shape=RGB32, batch=32),
     Problem(name="32×32, ResNet-8 GroupNorm", make=lambda: ResNet(RGB32, 10, depth=8), shape=RGB32, batch=32),
 )
-IDEAS = ("channels last", "bf16", "bf16, channels last", "torch.compile", "torch.optim, foreach", "torch.optim, fused")
+RECORDED = "recorded, channels last"
+STACKED = ("10 stacked", "10 stacked, recorded")
+LANES = 10
+IDEAS = (
+    "channels last", "bf16", "bf16, channels last", "torch.compile", "torch.optim, foreach", "torch.optim, fused",
+    RECORDED, *STACKED,
+)  # fmt: skip
 
 
 def step_of(problem: Problem, idea: str = "plain") -> Step:
-    """One training step under one idea; `plain` is torch.func-free autograd and an in-place foreach update."""
+    """One training step under one idea; `plain` is torch.func-free autograd and an in-place foreach update.
+
+    `stacked` is a step of LANES models at once.
+    """
     torch.manual_seed(0)
     model = problem.make()
     images, labels = torch.rand(problem.batch, *problem.shape), torch.randint(0, 10, (problem.batch,))
     if "channels last" in idea:
         model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         images = images.contiguous(memory_format=torch.channels_last)
-    parameters: list[torch.Tensor] = list(model.parameters())
+    parameters: list[Tensor] = list(model.parameters())
+    if idea == RECORDED or idea in STACKED:
+        return _recorded_or_stacked(model, images, labels, idea)
     forward = torch.compile(model) if idea == "torch.compile" else model
     optimizer = {
         "torch.optim, foreach": lambda: torch.optim.SGD(parameters, lr=1e-3, foreach=True),
@@ -69,6 +84,34 @@ def step_of(problem: Problem, idea: str = "plain") -> Step:
         gradients = torch.autograd.grad(loss, parameters)
         with torch.no_grad():
             torch._foreach_add_(parameters, gradients, alpha=-1e-3)
+
+    return step
+
+
+def _recorded_or_stacked(model: nn.Module, images: Tensor, labels: Tensor, idea: str) -> Step:
+    losses, names = ClassificationLosses(model), [name for name, _ in model.named_parameters()]
+    values: list[Tensor] = [value.detach() for value in model.parameters()]
+    if idea in STACKED:
+        values = [value.expand(LANES, *value.shape).clone() for value in values]
+        images, labels = (one.expand(LANES, *one.shape).clone() for one in (images, labels))
+
+    def mean(variables: Tree, images: Tensor, labels: Tensor) -> Tensor:
+        return losses(variables, images, labels).mean()
+
+    def gradients(*inputs: Tensor) -> Sequence[Tensor]:
+        *leaves, images, labels = inputs
+        leaves = [leaf.detach().requires_grad_() for leaf in leaves]
+        found = (vmap(mean) if idea in STACKED else mean)(dict(zip(names, leaves, strict=True)), images, labels)
+        return torch.autograd.grad(found.sum(), leaves)
+
+    find: Callable[..., Sequence[Tensor]] = gradients
+    if "recorded" in idea:
+        _, find = recorded.record(gradients, [*values, images, labels])
+
+    def step() -> None:
+        found = find(*values, images, labels)
+        with torch.no_grad():
+            torch._foreach_add_(values, list(found), alpha=-1e-3)
 
     return step
 
@@ -107,7 +150,9 @@ def measure_tries(repeats: int, quick: bool = False) -> list[dict[str, Any]]:
             plain = []
             for _ in range(repeats):
                 torch.set_num_threads(1)
-                took = {idea: per_step(step, seconds) for idea, step in steps.items()}
+                took = {
+                    idea: per_step(step, seconds) / (LANES if idea in STACKED else 1) for idea, step in steps.items()
+                }
                 plain.append(took["plain"])
                 for idea in ideas:
                     ratios[idea].append(took["plain"] / took[idea])
@@ -138,7 +183,8 @@ def tries_markdown(records: Sequence[dict[str, Any]]) -> str:
         "Speed-up over a plain step on one thread, above 1 is faster; median [lowest, highest]. `torch.compile` "
         "without its first call, which took "
         + (", ".join(f"{r['first_call_seconds'].get('torch.compile', float('nan')):.0f}" for r in records))
-        + " s. Threads and processes are the whole machine's steps a second.\n",
+        + " s. `recorded` replays a step's operations (fl_core.recorded); `10 stacked` is a tenth of a step of ten "
+        "models under vmap. Threads and processes are the whole machine's steps a second.\n",
         f"| problem | plain, ms | {' | '.join(names.get(idea, idea) for idea in ideas)} |",
         f"| --- | --- |{' --- |' * len(ideas)}",
     ]

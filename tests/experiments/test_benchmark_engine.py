@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from experiments.benchmarks import engine, shadows, tries
+from experiments.benchmarks import ceiling, engine, shadows, tries
 
 
 def made_up() -> list[dict[str, Any]]:
@@ -114,3 +114,15 @@ def test_every_idea_takes_a_real_step():
     page = tries.tries_markdown([record])
     assert "| a, batch 10 | 2.00 | 0.60 [0.50, 0.70] | 1.00 [1.00, 1.00] | 2.00 [2.00, 2.00] |" in page
     assert "| bf16 | 2 threads | 2 processes × 1 thread |" in page
+
+
+def test_a_goal_below_what_the_cores_can_do_is_out_of_reach():
+    # A 5x5 convolution and its kernel's gradient, the second convolution, the linear layers, by hand.
+    first, second, linear = 784 * 25 * 4, 196 * 25 * 4 * 8, 49 * 8 * 64 + 64 * 10
+    assert ceiling.round_operations(4) == 600 * 10 * 2 * (2 * first + 3 * second + 3 * linear)
+    assert ceiling.product_rate(0.05) > 1e8
+    record = {"cores": 2, "operations": {"4": 10**9, "16": 10**11}, "rates": [9e10, 1e11, 2e11]}
+    best = {4: {"Mirage": [0.02], "Flower": [0.3, 0.4, 0.5]}, 16: {"Flower": [3.6]}}
+    page = ceiling.ceiling_markdown(record, engine.WIDTHS, best)
+    assert "| 27k parameters | 1.0 | 0.01 | 0.02 | 50% | 0.10 |" in page
+    assert "| 417k parameters | 100.0 | 1.00 | – | – | 0.90, out of reach |" in page

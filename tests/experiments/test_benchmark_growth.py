@@ -115,7 +115,7 @@ def test_a_point_is_the_federation_that_it_says(line: growth.Line) -> None:
 def test_a_small_budget_cuts_a_cohort_into_tiles() -> None:
     tiled, whole = (growth.play(BY_NAME[name], 300, repeats=1) for name in ("cohort", "cohort-whole"))
     assert tiled["lanes"] == whole["lanes"] == 300
-    assert tiled["tiles"] == -(-300 // (tiled["budget"] // tiled["lane_bytes"])) == 3
+    assert tiled["tiles"] == -(-300 // (tiled["budget"] // tiled["lane_bytes"])) > 1
     assert whole["tiles"] == 1
 
 

@@ -14,11 +14,9 @@ from hypothesis import strategies as st
 from torch import nn
 
 from fl_core.algorithms.fedavg import FedAvg
-from fl_core.architectures import CNN
 from fl_core.cohort import tiles
 from fl_core.data import ImageSet
 from fl_core.federation import Federation, run
-from fl_core.local import lane_bytes
 from fl_core.sampling import Shuffled
 from tests.fl_core.test_engine import VARIETY, federation, same_bits
 
@@ -115,17 +113,6 @@ def test_tiles_cover_every_seat_once_and_hold_no_more_lanes_than_asked(rows: int
         seen[tile] += 1
         assert seen[tile].numel() <= max(lanes, 1)
     assert (seen == 1).all()
-
-
-def test_a_lane_s_memory_grows_with_its_model_its_batch_and_a_rule():
-    small, large = CNN((1, 6, 6), 3, width=4), CNN((1, 6, 6), 3, width=16)
-    assert lane_bytes(large, (1, 6, 6), 2) > lane_bytes(small, (1, 6, 6), 2)
-    each = lane_bytes(small, (1, 6, 6), 2) - lane_bytes(small, (1, 6, 6), 1)
-    assert each > 4 * (36 + 4 * 36), "at least the picture and the first layer's output"
-    assert lane_bytes(small, (1, 6, 6), 20) == lane_bytes(small, (1, 6, 6), 2) + 18 * each
-    assert lane_bytes(small, (1, 6, 6), 2, rule=True) > lane_bytes(small, (1, 6, 6), 2)
-    parameters = sum(value.numel() for value in small.parameters())
-    assert lane_bytes(small, (1, 6, 6), 2, stacked=False) == 6 * 4 * parameters
 
 
 @pytest.mark.heavy

@@ -43,7 +43,7 @@ class Counting(Recordings):
     """Counts the calls that found the gradient plainly."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__(record_at=1)
         self.plain = 0
         self.all = 0
 
@@ -70,21 +70,17 @@ MODELS: dict[str, Callable[[], nn.Module]] = {
 @pytest.mark.parametrize("rule", [None, ClipAndNoise(1.0, 0.5, 4.0)], ids=["SGD", "DP-SGD"])
 @pytest.mark.parametrize("backend", ["vmap", "loop"])
 @pytest.mark.parametrize("model", MODELS)
-def test_replayed_steps_come_to_the_same_bits(
-    model: str, backend: lanes.Backend, rule: ClipAndNoise | None, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_replayed_steps_come_to_the_same_bits(model: str, backend: lanes.Backend, rule: ClipAndNoise | None) -> None:
     net = MODELS[model]()
     start, losses, feed = stacked(net), ClassificationLosses(net), batches(*[5, 4] * 5)
 
-    def train(recordings: Recordings | None = None) -> Tree:
+    def train(recordings: Recordings) -> Tree:
         noise = Generators([1, 2, 3], torch.device("cpu"))
         optimizer, last = SGD(lr=0.1), takes_channels_last(net)
         more = {"rule": rule, "generators": noise, "backend": backend, "channels_last": last}
         return descend(start, losses, feed, optimizer, recordings=recordings, **more)
 
-    monkeypatch.setattr(recorded, "_PLAIN_CALLS", 1000)
-    wanted = train()
-    monkeypatch.setattr(recorded, "_PLAIN_CALLS", 1)
+    wanted = train(Recordings(record_at=1000))
     recordings = Counting()
     found = train(recordings)
     assert recordings.plain <= 4  # recorded and checked, for each of two layouts
@@ -93,8 +89,7 @@ def test_replayed_steps_come_to_the_same_bits(
         assert torch.equal(found[name], value)
 
 
-def test_a_recording_goes_on_in_the_next_call(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(recorded, "_PLAIN_CALLS", 1)
+def test_a_recording_goes_on_in_the_next_call() -> None:
     net, recordings = CNN(SHAPE, 4, width=4), Counting()
     for _ in range(3):
         descend(stacked(net), ClassificationLosses(net), batches(5), SGD(lr=0.1), backend="vmap", recordings=recordings)
@@ -118,15 +113,14 @@ class Forking(nn.Module):
         return self.bright(flat) if flat.mean() > 0.5 else self.dark(flat)
 
 
-def test_a_model_that_forks_on_values_takes_its_own_path_every_time(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_model_that_forks_on_values_takes_its_own_path_every_time() -> None:
     net = Forking()
     start, losses = stacked(net, 1), ClassificationLosses(net)
     feed = batches(*[3] * 20, lanes=1)  # of pictures on either side of one half
     wanted = descend(start, losses, feed, SGD(lr=0.5), backend="loop")
     moved = {name.split(".")[0] for name, value in wanted.items() if not torch.equal(value, start[name])}
     assert moved == {"dark", "bright"}
-    monkeypatch.setattr(recorded, "_PLAIN_CALLS", 1)
-    found = descend(start, losses, feed, SGD(lr=0.5), backend="loop")
+    found = descend(start, losses, feed, SGD(lr=0.5), backend="loop", recordings=Recordings(record_at=1))
     assert all(torch.equal(found[name], value) for name, value in wanted.items())
 
 
@@ -162,9 +156,8 @@ def test_operations_in_place_are_replayed() -> None:
     assert torch.equal(given, torch.tensor([1.0, 2.0, 3.0]))
 
 
-def test_another_layout_has_a_recording_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(recorded, "_PLAIN_CALLS", 1)
-    recordings = Recordings()
+def test_another_layout_has_a_recording_of_its_own() -> None:
+    recordings = Recordings(record_at=1)
     flat = torch.arange(6.0).view(2, 3)
     for value in (flat, flat.double(), flat.T.contiguous().T, flat[:1]):
         for _ in range(4):

@@ -1,0 +1,131 @@
+"""What lanes take while they train, measured on a few of them, so that a run never dies of memory."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+from torch import nn
+from torch.multiprocessing.reductions import StorageWeakRef
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from fl_core.lanes import Backend, ExampleRule, descend
+from fl_core.models import ClassificationLosses, statistics_of, variables_of
+from fl_core.optimizers import Optimizer, Tree
+from fl_core.recorded import Recordings
+from fl_core.sampling import ExampleFeed
+from fl_core.seeds import Generators
+
+GIB = 2**30
+_PICTURES = 8
+_LOST = 1.5
+"""Resident memory over the tensors' own, of stacked lanes: kernels' scratch space, and gaps between freed blocks."""
+
+
+class _Peak(TorchDispatchMode):
+    """Adds up the tensors that are alive, operation by operation, of those that were made inside it."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.bytes = 0
+        self._alive: dict[int, tuple[StorageWeakRef, int]] = {}
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False  # see `recorded`
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        given = {
+            value.untyped_storage()._cdata for value in tree_leaves((args, kwargs)) if isinstance(value, torch.Tensor)
+        }
+        found = func(*args, **(kwargs or {}))
+        for value in tree_leaves(found):
+            if isinstance(value, torch.Tensor) and value.untyped_storage()._cdata not in given:
+                storage = value.untyped_storage()
+                self._alive[storage._cdata] = StorageWeakRef(storage), storage.nbytes()
+        self._alive = {key: kept for key, kept in self._alive.items() if not kept[0].expired()}
+        self.bytes = max(self.bytes, sum(size for _, size in self._alive.values()))
+        return found
+
+
+class Footprint(NamedTuple):
+    """Bytes of a stack of lanes: `shared` once, however many they are, and `lane` for each."""
+
+    shared: int
+    lane: int
+
+    def lanes(self, budget: float) -> int:
+        """How many lanes fit into a budget of bytes, at least one."""
+        return max(1, int((budget - self.shared) // self.lane))
+
+
+def footprint(
+    model: nn.Module,
+    shape: tuple[int, ...],
+    batch: float,
+    local: Callable[[Tree], tuple[Tree, Optimizer]],
+    rule: ExampleRule | None = None,
+    backend: Backend = "auto",
+) -> Footprint:
+    """What lanes of `model` take that train on batches of `batch` pictures of `shape`.
+
+    `local` gives a lane's first variables and its optimiser from what it is sent. One and two lanes take a step, on the
+    batch itself or, of a large one, on 4 and 8 pictures, and what its tensors take is extended to more. A lane also has
+    what it was sent, and after its steps its update, which the server copies once. Of `auto` it is what stacked lanes
+    take, which is the more. Whole federations are set beside it in results/benchmarks/engine.md.
+    """
+    stacked = backend != "loop" and not statistics_of(model)
+    pictures = max(1, math.ceil(batch))
+
+    def takes(lanes: int) -> int:
+        most = step_bytes(model, shape, lanes, min(pictures, _PICTURES), local, rule, stacked)
+        if pictures <= _PICTURES:
+            return most
+        half = step_bytes(model, shape, lanes, _PICTURES // 2, local, rule, stacked)
+        return most + (pictures - _PICTURES) * (most - half) // (_PICTURES // 2)
+
+    one, two = takes(1), takes(2)
+    size = sum(value.numel() * value.element_size() for value in variables_of(model).values())
+    lost = _LOST if stacked else 1.0
+    lane = max(two - one + size, 4 * size)
+    return Footprint(shared=int(lost * max(2 * one - two, 0)), lane=int(lost * lane))
+
+
+def step_bytes(
+    model: nn.Module,
+    shape: tuple[int, ...],
+    lanes: int,
+    pictures: int,
+    local: Callable[[Tree], tuple[Tree, Optimizer]],
+    rule: ExampleRule | None,
+    stacked: bool,
+) -> int:
+    """The most that the tensors of one step of `lanes` on `pictures` each take together, beside what was sent."""
+    sent = {name: value.unsqueeze(0).expand(lanes, *value.shape) for name, value in variables_of(model).items()}
+    start, optimizer = local(sent)
+    like = next(iter(start.values()))
+    images = torch.zeros(pictures, *shape, dtype=like.dtype, device=like.device)
+    labels = torch.zeros(pictures, dtype=torch.long, device=like.device)
+    with _Peak() as peak:
+        descend(
+            start,
+            ClassificationLosses(model),
+            ExampleFeed(images, labels, [[torch.arange(pictures)] * 2] * lanes),
+            optimizer,
+            rule=rule,
+            generators=Generators([0] * lanes, like.device),
+            backend="vmap" if stacked else "loop",
+            statistics=statistics_of(model),
+            recordings=Recordings(record_at=1),  # the step that is checked takes the most
+        )
+    return int(peak.bytes)
+
+
+def memory_budget(device: torch.device) -> int:
+    """Bytes that lanes may take together: a fixed 2 GiB on a CPU, whatever the machine; 40% of a GPU's memory."""
+    if device.type == "cuda":
+        return int(0.4 * torch.cuda.get_device_properties(device).total_memory)
+    return 2 * GIB
