@@ -20,6 +20,7 @@ from defenses.base import Defense
 from experiments import store
 from experiments.executor import Executor
 from fl_core.algorithms.fedavg import FedAvg
+from fl_core.augmentation import Augmentation
 from fl_core.data import ImageSet
 from fl_core.errors import InputError, check_choice, check_number
 from fl_core.federation import Federation, public_sizes
@@ -55,6 +56,7 @@ class Cell:
     algorithm: FedAvg
     participation: Participation
     fleet: Fleet
+    augmentation: Augmentation | None
     defense: Defense
     membership_attacks: dict[str, Any]
     reconstruction: Any
@@ -96,6 +98,7 @@ class Cell:
             replica_ids=replicas,
             participation=self.participation,
             fleet=self.fleet,
+            augmentation=self.augmentation,
             backend=self.config["backend"],
             memory=None if self.config["memory"] == "auto" else int(self.config["memory"] * GIB),
         )
@@ -185,6 +188,7 @@ def build(config: Mapping[str, Any], here: bool = True) -> Cell:
         algorithm=algorithm,
         participation=_make(config["participation"]),
         fleet=_make(config["fleet"]),
+        augmentation=_make(config["augmentation"]),
         defense=defense,
         membership_attacks={name: _make(one) for name, one in config["attack"]["membership"].items()},
         reconstruction=_make(config["attack"]["reconstruction"]),
