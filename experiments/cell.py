@@ -27,7 +27,7 @@ from fl_core.federation import Federation, public_sizes
 from fl_core.fleet import Fleet
 from fl_core.lanes import BACKENDS
 from fl_core.memory import GIB
-from fl_core.models import statistics_of
+from fl_core.models import PRECISIONS, statistics_of
 from fl_core.participation import Participation
 from fl_core.partition import NOBODY, draw_members, plant_canaries, plant_rarity, split
 from fl_core.sampling import Poisson
@@ -99,6 +99,7 @@ class Cell:
             participation=self.participation,
             fleet=self.fleet,
             augmentation=self.augmentation,
+            precision=self.config["precision"],
             backend=self.config["backend"],
             memory=None if self.config["memory"] == "auto" else int(self.config["memory"] * GIB),
         )
@@ -227,6 +228,7 @@ def _check(config: dict[str, Any]) -> None:
     check_number("membership", config["membership"], above=0, below=1)
     check_number("canaries", config["canaries"], minimum=0, below=1)
     check_choice("backend", config["backend"], BACKENDS)
+    check_choice("precision", config["precision"], PRECISIONS)
     if config["workers"] != "auto":
         check_number("workers (or auto)", config["workers"], minimum=1, integer=True)
     if config["target_accuracy"] is not None:

@@ -23,7 +23,7 @@ from fl_core.fleet import Fleet, Ideal, Turn
 from fl_core.lanes import BACKENDS, Backend, ExampleRule
 from fl_core.local import Job, Trainer, trainer
 from fl_core.memory import Footprint, footprint, memory_budget
-from fl_core.models import check_trainable, initial_parameters, statistics_of, variables_of
+from fl_core.models import PRECISIONS, Precision, check_trainable, initial_parameters, statistics_of, variables_of
 from fl_core.optimizers import Optimizer, Tree
 from fl_core.participation import Everyone, Participation
 from fl_core.partition import IID, NOBODY, Partition, draw_members, split
@@ -53,8 +53,8 @@ class Federation:
     `members` [replicas, examples] says which replica trains on which example; `replica_ids` are the replicas' numbers
     in the whole study, so that a shard of it draws the same randomness. `sizes` [clients] are public: what a client
     is expected to hold, whoever is a member. `participation` draws the clients of a round and `fleet` says what
-    becomes of them. `augmentation` changes pictures each time they are trained on (None: never). `memory` bounds what
-    the lanes of one process take, in bytes (None: `memory.memory_budget`).
+    becomes of them. `augmentation` changes pictures each time they are trained on (None: never); `precision` is that of
+    local training. `memory` bounds what the lanes of one process take, in bytes (None: `memory.memory_budget`).
     """
 
     model: nn.Module
@@ -70,12 +70,14 @@ class Federation:
     participation: Participation = field(default_factory=Everyone)
     fleet: Fleet = field(default_factory=Ideal)
     augmentation: Augmentation | None = None
+    precision: Precision = "float32"
     backend: Backend = "auto"
     memory: int | None = None
 
     def __post_init__(self) -> None:
         check_number("rounds", self.rounds, minimum=1, integer=True)
         check_choice("backend", self.backend, BACKENDS)
+        check_choice("precision", self.precision, PRECISIONS)
         check_trainable(self.model)
         self.fleet.check(self.participation, len(self.sizes))
         self.algorithm.check(list(variables_of(self.model)))
@@ -327,6 +329,7 @@ def _local_training(
                 noise=[_lane_seed(federation, "example noise", round, lane) for lane in lanes],
                 backend=federation.backend,
                 looks=_looks(federation, round, lanes, plan),
+                precision=federation.precision,
             )
 
     for (tile, lanes), trained in zip(places, train(jobs()), strict=True):

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from fl_core.data import ImageSet
 from fl_core.lanes import Backend, ExampleRule, descend
-from fl_core.models import ClassificationLosses, statistics_of, takes_channels_last
+from fl_core.models import ClassificationLosses, Precision, statistics_of, takes_channels_last
 from fl_core.optimizers import Optimizer, Tree
 from fl_core.recorded import recordings_of
 from fl_core.sampling import ExampleFeed
@@ -39,6 +39,7 @@ class Job:
     noise: Sequence[int]
     backend: Backend
     looks: Tensor | None = None
+    precision: Precision = "float32"
 
     def train(self, images: Tensor, labels: Tensor, run: str) -> Tree:
         """The lanes' variables [lanes, ...] after their steps on the examples of `images` and `labels`.
@@ -51,14 +52,14 @@ class Job:
         looks = None if self.looks is None else self._by_step(self.looks)
         return descend(
             self.start,
-            ClassificationLosses(self.model),
+            ClassificationLosses(self.model, self.precision),
             ExampleFeed(images, labels, self._by_step(self.rows), looks),
             self.optimizer,
             rule=self.rule,
             generators=Generators(self.noise, images.device),
             backend=self.backend,
             statistics=statistics_of(self.model),
-            recordings=recordings_of(self.model, run),
+            recordings=recordings_of(self.model, run, self.precision),
             channels_last=channels_last,
         )
 

@@ -161,8 +161,8 @@ def _same(one: Tensor, other: Tensor) -> bool:
 _models: OrderedDict[bytes, Recordings] = OrderedDict()
 
 
-def recordings_of(model: nn.Module, run: str) -> Recordings:
-    """The recordings of a model's training step, kept in this process from one job to the next.
+def recordings_of(model: nn.Module, run: str, precision: str = "float32") -> Recordings:
+    """The recordings of a model's training step in a precision, kept in this process from one job to the next.
 
     They are found again by everything that the model holds but its parameters' values. Code of one's own can change
     under a model that looks the same (in a notebook, say), so such a model's are kept for one `run` alone. A model
@@ -174,7 +174,7 @@ def recordings_of(model: nn.Module, run: str) -> Recordings:
     except Exception:  # pickle raises whatever an object's own methods raise
         return Recordings()
     ours = all(type(layer).__module__.partition(".")[0] in ("torch", "fl_core") for layer in model.modules())
-    key = hashlib.sha256(file.getvalue() + (b"" if ours else run.encode())).digest()
+    key = hashlib.sha256(file.getvalue() + f"/{precision}/{'' if ours else run}".encode()).digest()
     found = _models.setdefault(key, Recordings())
     _models.move_to_end(key)
     while len(_models) > _MOST_MODELS:

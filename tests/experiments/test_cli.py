@@ -42,6 +42,7 @@ from tests.experiments.conftest import SWEEP, TINY
         (["data=folder", "data.path=missing"], "missing is not a folder"),
         (["data=torchvision", "data.path=missing"], "data.download=true"),
         (["augmentation=flip_and_shift", "augmentation.shift=8"], "8x8 and can be moved by 7 pixels at most"),
+        (["precision=half"], "precision is 'half'; allowed: bfloat16, float32"),
         (["augmentation=flip"], "flip_and_shift, none"),
         (["nonsense"], "not of the form field=value"),
         ([*SWEEP[:-1], "defense.epsilon=2,-1"], "defense.epsilon is -1"),
