@@ -24,7 +24,7 @@ from fl_core.lanes import BACKENDS, Backend, ExampleRule
 from fl_core.local import Job, Trainer, trainer
 from fl_core.memory import Footprint, footprint, memory_budget
 from fl_core.models import PRECISIONS, Precision, check_trainable, initial_parameters, statistics_of, variables_of
-from fl_core.optimizers import Optimizer, Tree
+from fl_core.optimizers import Tree
 from fl_core.participation import Everyone, Participation
 from fl_core.partition import IID, NOBODY, Partition, draw_members, split
 from fl_core.sampling import SamplingEvent
@@ -118,16 +118,8 @@ class Federation:
     def footprint(self) -> Footprint:
         """About how much memory lanes take while they train."""
         batch = self.algorithm.sampler.batch(int(self.sizes.max()))
-        return footprint(self.model, self.data.shape, batch, self._local, self.defense.example_rule(1.0), self.backend)
-
-    def _local(self, sent: Tree) -> tuple[Tree, Optimizer]:
-        """Where a lane begins that was sent a model, and its optimiser, in the first round."""
-        lanes = len(next(iter(sent.values())))
-        replica = {name: value[:1] for name, value in sent.items()}
-        extra = self.algorithm.broadcast({}, self.algorithm.server_state(replica))
-        whole = sent | {name: value.expand(lanes, *value.shape[1:]) for name, value in extra.items()}
-        kept = {name: value[0] for name, value in self.algorithm.client_state(replica, lanes).items()}
-        return self.algorithm.local(self.algorithm.lr, whole, kept)
+        rule = self.defense.example_rule(1.0)
+        return footprint(self.model, self.data.shape, batch, self.algorithm, rule, self.backend)
 
     @cached_property
     def _turns(self) -> list[tuple[list[Turn], Iterator[Turn]]]:

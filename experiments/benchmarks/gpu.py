@@ -145,7 +145,8 @@ def markdown(record: Mapping[str, Any]) -> str:
     rate, hardware = record["product_rates"], record["measured"]["hardware"]
     lines = [
         "# The engine on a GPU\n",
-        f"On {hardware.get('gpu', 'no GPU')}, {hardware['processor']}, {hardware['cores']} cores; torch {record['measured']['versions']['torch']}. Matrix products: "
+        f"On {hardware.get('gpu', 'no GPU')}, {hardware['processor']}, {hardware['cores']} cores; torch "
+        f"{record['measured']['versions']['torch']}. Matrix products: "
         + ", ".join(f"{name} {rate[name] / 1e12:.1f} TFLOP/s" for name in PRECISIONS)
         + f".\n\nMade by `{record['measured']['command']}` at revision {record['measured']['revision']}.\n",
     ]
