@@ -20,13 +20,14 @@ from defenses.base import Defense
 from experiments import store
 from experiments.executor import Executor
 from fl_core.algorithms.fedavg import FedAvg
+from fl_core.augmentation import Augmentation
 from fl_core.data import ImageSet
 from fl_core.errors import InputError, check_choice, check_number
 from fl_core.federation import Federation, public_sizes
 from fl_core.fleet import Fleet
 from fl_core.lanes import BACKENDS
 from fl_core.memory import GIB
-from fl_core.models import statistics_of
+from fl_core.models import PRECISIONS, statistics_of
 from fl_core.participation import Participation
 from fl_core.partition import NOBODY, draw_members, plant_canaries, plant_rarity, split
 from fl_core.sampling import Poisson
@@ -55,6 +56,7 @@ class Cell:
     algorithm: FedAvg
     participation: Participation
     fleet: Fleet
+    augmentation: Augmentation | None
     defense: Defense
     membership_attacks: dict[str, Any]
     reconstruction: Any
@@ -96,6 +98,8 @@ class Cell:
             replica_ids=replicas,
             participation=self.participation,
             fleet=self.fleet,
+            augmentation=self.augmentation,
+            precision=self.config["precision"],
             backend=self.config["backend"],
             memory=None if self.config["memory"] == "auto" else int(self.config["memory"] * GIB),
         )
@@ -185,6 +189,7 @@ def build(config: Mapping[str, Any], here: bool = True) -> Cell:
         algorithm=algorithm,
         participation=_make(config["participation"]),
         fleet=_make(config["fleet"]),
+        augmentation=_make(config["augmentation"]),
         defense=defense,
         membership_attacks={name: _make(one) for name, one in config["attack"]["membership"].items()},
         reconstruction=_make(config["attack"]["reconstruction"]),
@@ -223,6 +228,7 @@ def _check(config: dict[str, Any]) -> None:
     check_number("membership", config["membership"], above=0, below=1)
     check_number("canaries", config["canaries"], minimum=0, below=1)
     check_choice("backend", config["backend"], BACKENDS)
+    check_choice("precision", config["precision"], PRECISIONS)
     if config["workers"] != "auto":
         check_number("workers (or auto)", config["workers"], minimum=1, integer=True)
     if config["target_accuracy"] is not None:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from fl_core.aggregation import weights
 from fl_core.algorithms.fedavg import FedAvg
+from fl_core.augmentation import Augmentation
 from fl_core.checkpoint import all_finite
 from fl_core.cohort import Cohort, Lane, Tile, joined, kept_by, lanes_of, seated, sent_to, tiles
 from fl_core.data import ImageSet
@@ -22,8 +23,8 @@ from fl_core.fleet import Fleet, Ideal, Turn
 from fl_core.lanes import BACKENDS, Backend, ExampleRule
 from fl_core.local import Job, Trainer, trainer
 from fl_core.memory import Footprint, footprint, memory_budget
-from fl_core.models import check_trainable, initial_parameters, statistics_of, variables_of
-from fl_core.optimizers import Optimizer, Tree
+from fl_core.models import PRECISIONS, Precision, check_trainable, initial_parameters, statistics_of, variables_of
+from fl_core.optimizers import Tree
 from fl_core.participation import Everyone, Participation
 from fl_core.partition import IID, NOBODY, Partition, draw_members, split
 from fl_core.sampling import SamplingEvent
@@ -52,7 +53,8 @@ class Federation:
     `members` [replicas, examples] says which replica trains on which example; `replica_ids` are the replicas' numbers
     in the whole study, so that a shard of it draws the same randomness. `sizes` [clients] are public: what a client
     is expected to hold, whoever is a member. `participation` draws the clients of a round and `fleet` says what
-    becomes of them. `memory` bounds what the lanes of one process take, in bytes (None: `memory.memory_budget`).
+    becomes of them. `augmentation` changes pictures each time they are trained on (None: never); `precision` is that of
+    local training. `memory` bounds what the lanes of one process take, in bytes (None: `memory.memory_budget`).
     """
 
     model: nn.Module
@@ -67,15 +69,20 @@ class Federation:
     replica_ids: Sequence[int]
     participation: Participation = field(default_factory=Everyone)
     fleet: Fleet = field(default_factory=Ideal)
+    augmentation: Augmentation | None = None
+    precision: Precision = "float32"
     backend: Backend = "auto"
     memory: int | None = None
 
     def __post_init__(self) -> None:
         check_number("rounds", self.rounds, minimum=1, integer=True)
         check_choice("backend", self.backend, BACKENDS)
+        check_choice("precision", self.precision, PRECISIONS)
         check_trainable(self.model)
         self.fleet.check(self.participation, len(self.sizes))
         self.algorithm.check(list(variables_of(self.model)))
+        if self.augmentation is not None:
+            self.augmentation.check(self.data.shape)
         if self.memory is not None:
             check_number("memory", self.memory, minimum=1, integer=True)
         if not self.fleet.synchronous and self.algorithm.broadcast({}, {"": self.sizes}):
@@ -111,16 +118,8 @@ class Federation:
     def footprint(self) -> Footprint:
         """About how much memory lanes take while they train."""
         batch = self.algorithm.sampler.batch(int(self.sizes.max()))
-        return footprint(self.model, self.data.shape, batch, self._local, self.defense.example_rule(1.0), self.backend)
-
-    def _local(self, sent: Tree) -> tuple[Tree, Optimizer]:
-        """Where a lane begins that was sent a model, and its optimiser, in the first round."""
-        lanes = len(next(iter(sent.values())))
-        replica = {name: value[:1] for name, value in sent.items()}
-        extra = self.algorithm.broadcast({}, self.algorithm.server_state(replica))
-        whole = sent | {name: value.expand(lanes, *value.shape[1:]) for name, value in extra.items()}
-        kept = {name: value[0] for name, value in self.algorithm.client_state(replica, lanes).items()}
-        return self.algorithm.local(self.algorithm.lr, whole, kept)
+        rule = self.defense.example_rule(1.0)
+        return footprint(self.model, self.data.shape, batch, self.algorithm, rule, self.backend)
 
     @cached_property
     def _turns(self) -> list[tuple[list[Turn], Iterator[Turn]]]:
@@ -321,6 +320,8 @@ def _local_training(
                 rule=rule,
                 noise=[_lane_seed(federation, "example noise", round, lane) for lane in lanes],
                 backend=federation.backend,
+                looks=_looks(federation, round, lanes, plan),
+                precision=federation.precision,
             )
 
     for (tile, lanes), trained in zip(places, train(jobs()), strict=True):
@@ -332,6 +333,16 @@ def _local_training(
         seeds = [_lane_seed(federation, "update noise", round, lane) for lane in lanes]
         updates = federation.defense.on_update(updates, _generators(federation, seeds))
         yield tile, seated(updates, cohort.present[tile])
+
+
+def _looks(federation: Federation, round: int, lanes: Sequence[Lane], plan: list[list[Tensor]]) -> Tensor | None:
+    """How the lanes look at the pictures of all their steps, in the order of the rows."""
+    if federation.augmentation is None:
+        return None
+    seeds = [_lane_seed(federation, "augmentation", round, lane) for lane in lanes]
+    counts = [sum(len(batch) for batch in batches) for batches in plan]
+    each = [federation.augmentation.draw(count, from_seed(one)) for count, one in zip(counts, seeds, strict=True)]
+    return torch.cat(each) if each else None
 
 
 def _lane_seed(federation: Federation, purpose: str, round: int, lane: Lane) -> int:

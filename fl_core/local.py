@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from fl_core.data import ImageSet
 from fl_core.lanes import Backend, ExampleRule, descend
-from fl_core.models import ClassificationLosses, statistics_of, takes_channels_last
+from fl_core.models import ClassificationLosses, Precision, statistics_of, takes_channels_last
 from fl_core.optimizers import Optimizer, Tree
 from fl_core.recorded import recordings_of
 from fl_core.sampling import ExampleFeed
@@ -26,7 +26,8 @@ from fl_core.seeds import Generators
 class Job:
     """Lanes to train. `rows` are the examples of all steps of all lanes in one row, and `sizes[lane]` their batches'.
 
-    `noise` has one seed a lane; `start` is [lanes, ...].
+    `noise` has one seed a lane; `start` is [lanes, ...]. `looks` [examples, 3] go with the rows where pictures are
+    augmented.
     """
 
     model: nn.Module
@@ -37,6 +38,8 @@ class Job:
     rule: ExampleRule | None
     noise: Sequence[int]
     backend: Backend
+    looks: Tensor | None = None
+    precision: Precision = "float32"
 
     def train(self, images: Tensor, labels: Tensor, run: str) -> Tree:
         """The lanes' variables [lanes, ...] after their steps on the examples of `images` and `labels`.
@@ -46,20 +49,24 @@ class Job:
         channels_last = takes_channels_last(self.model)
         if not channels_last:
             images = images.contiguous()
-        batches = iter(self.rows.split([size for lane in self.sizes for size in lane]))
-        plan = [[next(batches) for _ in lane] for lane in self.sizes]
+        looks = None if self.looks is None else self._by_step(self.looks)
         return descend(
             self.start,
-            ClassificationLosses(self.model),
-            ExampleFeed(images, labels, plan),
+            ClassificationLosses(self.model, self.precision),
+            ExampleFeed(images, labels, self._by_step(self.rows), looks),
             self.optimizer,
             rule=self.rule,
             generators=Generators(self.noise, images.device),
             backend=self.backend,
             statistics=statistics_of(self.model),
-            recordings=recordings_of(self.model, run),
+            recordings=recordings_of(self.model, run, self.precision),
             channels_last=channels_last,
         )
+
+    def _by_step(self, values: Tensor) -> list[list[Tensor]]:
+        """What belongs to the examples of all steps, lane by lane and step by step."""
+        steps = iter(values.split([size for lane in self.sizes for size in lane]))
+        return [[next(steps) for _ in lane] for lane in self.sizes]
 
 
 Trainer = Callable[[Iterable[Job]], Iterator[Tree]]

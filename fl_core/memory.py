@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
@@ -12,9 +11,9 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from fl_core.algorithms.fedavg import FedAvg
 from fl_core.lanes import Backend, ExampleRule, descend
 from fl_core.models import ClassificationLosses, statistics_of, variables_of
-from fl_core.optimizers import Optimizer, Tree
 from fl_core.recorded import Recordings
 from fl_core.sampling import ExampleFeed
 from fl_core.seeds import Generators
@@ -66,25 +65,25 @@ def footprint(
     model: nn.Module,
     shape: tuple[int, ...],
     batch: float,
-    local: Callable[[Tree], tuple[Tree, Optimizer]],
+    algorithm: FedAvg,
     rule: ExampleRule | None = None,
     backend: Backend = "auto",
 ) -> Footprint:
-    """What lanes of `model` take that train on batches of `batch` pictures of `shape`.
+    """What lanes of `model` take that train on batches of `batch` pictures of `shape` as `algorithm` has them.
 
-    `local` gives a lane's first variables and its optimiser from what it is sent. One and two lanes take a step, on the
-    batch itself or, of a large one, on 4 and 8 pictures, and what its tensors take is extended to more. A lane also has
-    what it was sent, and after its steps its update, which the server copies once. Of `auto` it is what stacked lanes
-    take, which is the more. Whole federations are set beside it in results/benchmarks/engine.md.
+    One and two lanes take a step, on the batch itself or, of a large one, on 4 and 8 pictures, and what its tensors
+    take is extended to more. A lane also has what it was sent, and after its steps its update, which the server copies
+    once. Of `auto` it is what stacked lanes take, which is the more. Whole federations are set beside it in
+    results/benchmarks/engine.md.
     """
     stacked = backend != "loop" and not statistics_of(model)
     pictures = max(1, math.ceil(batch))
 
     def takes(lanes: int) -> int:
-        most = step_bytes(model, shape, lanes, min(pictures, _PICTURES), local, rule, stacked)
+        most = step_bytes(model, shape, lanes, min(pictures, _PICTURES), algorithm, rule, stacked)
         if pictures <= _PICTURES:
             return most
-        half = step_bytes(model, shape, lanes, _PICTURES // 2, local, rule, stacked)
+        half = step_bytes(model, shape, lanes, _PICTURES // 2, algorithm, rule, stacked)
         return most + (pictures - _PICTURES) * (most - half) // (_PICTURES // 2)
 
     one, two = takes(1), takes(2)
@@ -99,13 +98,16 @@ def step_bytes(
     shape: tuple[int, ...],
     lanes: int,
     pictures: int,
-    local: Callable[[Tree], tuple[Tree, Optimizer]],
+    algorithm: FedAvg,
     rule: ExampleRule | None,
     stacked: bool,
 ) -> int:
     """The most that the tensors of one step of `lanes` on `pictures` each take together, beside what was sent."""
-    sent = {name: value.unsqueeze(0).expand(lanes, *value.shape) for name, value in variables_of(model).items()}
-    start, optimizer = local(sent)
+    replica = {name: value.unsqueeze(0) for name, value in variables_of(model).items()}
+    broadcast = algorithm.broadcast(replica, algorithm.server_state(replica))
+    sent = {name: value.expand(lanes, *value.shape[1:]) for name, value in broadcast.items()}
+    mine = {name: value[0] for name, value in algorithm.client_state(replica, lanes).items()}
+    start, optimizer = algorithm.local(algorithm.lr, sent, mine)
     like = next(iter(start.values()))
     images = torch.zeros(pictures, *shape, dtype=like.dtype, device=like.device)
     labels = torch.zeros(pictures, dtype=torch.long, device=like.device)

@@ -1,10 +1,10 @@
 """A step's arithmetic, recorded once and replayed without the machinery that found it.
 
-`vmap` and autograd decide anew at every step which operations to run, and for small models that costs as much as
-running them. A function of tensors alone always comes to the same list for inputs of the same layout, so it is written
-down once and replayed: the same operations on the same kernels, hence the same numbers, bit for bit. The first calls of
-a layout run plainly, one is recorded, and the next must agree with its replay before replays are trusted; a function
-that looks at values, or that does not agree, runs plainly for good.
+`vmap` and autograd decide anew at every step which operations to run, a large part of a small model's step. A function
+of tensors alone always comes to the same list for inputs of the same layout, so it is written down once and replayed:
+the same operations on the same kernels, hence the same numbers, bit for bit. The first calls of a layout run plainly,
+one is recorded, and the next must agree with its replay before replays are trusted; a function that looks at values, or
+that does not agree, runs plainly for good.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ Layout = tuple[Hashable, ...]
 _MOST_MODELS = 32
 
 
-class ValueRead(Exception):
-    """A function looked at a tensor's values, so that another input may take another path."""
+class Unrecordable(Exception):
+    """A function whose operations do not follow from the layouts of its inputs alone."""
 
 
 class _Recorder(TorchDispatchMode):
@@ -64,8 +64,8 @@ class _Recorder(TorchDispatchMode):
         return self._nodes[value]
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func is torch.ops.aten._local_scalar_dense.default:
-            raise ValueRead("a value was read")
+        if _depends_on_values(func, args):
+            raise Unrecordable(f"{func} depends on values")
         kwargs = kwargs or {}
         node = self.graph.call_function(func, tree_map(self.node, tuple(args)), tree_map(self.node, kwargs))
         found = func(*args, **kwargs)
@@ -78,6 +78,13 @@ class _Recorder(TorchDispatchMode):
         return found
 
 
+def _depends_on_values(func: Any, args: Any) -> bool:
+    """Whether an operation hands out values (`item`, `equal`), or its output's shape follows from them (`nonzero`)."""
+    if func is torch.ops.aten.index.Tensor:
+        return any(index is not None and index.dtype in (torch.bool, torch.uint8) for index in args[1])
+    return torch.Tag.data_dependent_output in func.tags or torch.Tag.dynamic_output_shape in func.tags
+
+
 _MAY_DO_NOTHING = {
     getattr(torch.ops.aten, name).default for name in ("permute", "view", "_unsafe_view", "expand", "detach")
 }
@@ -86,8 +93,10 @@ _MAY_DO_NOTHING = {
 def record(function: Function, inputs: Sequence[Tensor]) -> tuple[Sequence[Tensor], Function]:
     """What `function(*inputs)` returns, and a replay of it for other inputs of the same layout.
 
-    Raises ValueRead where the function reads a tensor's values on the way.
+    Raises Unrecordable where the function's operations follow from values, or two inputs are one tensor.
     """
+    if len({id(value) for value in inputs}) < len(inputs):
+        raise Unrecordable("one tensor stands for two inputs, which another call need not repeat")
     recorder = _Recorder(inputs)
     with recorder:
         found = function(*inputs)
@@ -147,7 +156,7 @@ class Recordings:
             return function(*inputs)
         try:
             found, self._known[key] = record(function, inputs)
-        except ValueRead:
+        except Unrecordable:
             return function(*inputs)
         return found
 
@@ -161,8 +170,8 @@ def _same(one: Tensor, other: Tensor) -> bool:
 _models: OrderedDict[bytes, Recordings] = OrderedDict()
 
 
-def recordings_of(model: nn.Module, run: str) -> Recordings:
-    """The recordings of a model's training step, kept in this process from one job to the next.
+def recordings_of(model: nn.Module, run: str, precision: str = "float32") -> Recordings:
+    """The recordings of a model's training step in a precision, kept in this process from one job to the next.
 
     They are found again by everything that the model holds but its parameters' values. Code of one's own can change
     under a model that looks the same (in a notebook, say), so such a model's are kept for one `run` alone. A model
@@ -174,7 +183,7 @@ def recordings_of(model: nn.Module, run: str) -> Recordings:
     except Exception:  # pickle raises whatever an object's own methods raise
         return Recordings()
     ours = all(type(layer).__module__.partition(".")[0] in ("torch", "fl_core") for layer in model.modules())
-    key = hashlib.sha256(file.getvalue() + (b"" if ours else run.encode())).digest()
+    key = hashlib.sha256(file.getvalue() + f"/{precision}/{'' if ours else run}".encode()).digest()
     found = _models.setdefault(key, Recordings())
     _models.move_to_end(key)
     while len(_models) > _MOST_MODELS:

@@ -14,6 +14,7 @@ from typing import Literal, Protocol
 import torch
 from torch import Tensor
 
+from fl_core.augmentation import looked_at
 from fl_core.errors import InputError, check_number
 from fl_core.lanes import Batch
 
@@ -120,11 +121,18 @@ class ExampleFeed:
     """Serves batches by row number from images [examples, channels, height, width] and labels [examples].
 
     `plan[lane][step]` holds the row numbers of that lane's step. A lane whose plan is shorter than the others' idles
-    at the end; an empty batch inside the plan is a real step on no example (a DP step on noise alone).
+    at the end; an empty batch inside the plan is a real step on no example (a DP step on noise alone). `looks` are
+    planned alike, [examples, 3] a step, where pictures are augmented; see `augmentation`.
     """
 
-    def __init__(self, images: Tensor, labels: Tensor, plan: Sequence[Sequence[Tensor]]) -> None:
-        self._images, self._labels, self._plan = images, labels, plan
+    def __init__(
+        self,
+        images: Tensor,
+        labels: Tensor,
+        plan: Sequence[Sequence[Tensor]],
+        looks: Sequence[Sequence[Tensor]] | None = None,
+    ) -> None:
+        self._images, self._labels, self._plan, self._looks = images, labels, plan, looks
         self._lengths = [len(batches) for batches in plan]
         self.steps = max(self._lengths, default=0)
 
@@ -142,18 +150,32 @@ class ExampleFeed:
         device = self._images.device
         return index.to(device), mask.to(device, self._images.dtype), active.to(device), widths
 
+    @cached_property
+    def _stacked_looks(self) -> Tensor:
+        """Looks [steps, lanes, widest batch, 3], beside `_rows`."""
+        index, mask, _, _ = self._rows
+        looks = torch.zeros(*index.shape, 3, dtype=torch.int8)
+        steps = [lane[step] for step in range(self.steps) for lane in self._looks or () if step < len(lane)]
+        looks[mask.cpu() > 0] = torch.cat(steps)
+        return looks.to(index.device)
+
+    def _pictures(self, rows: Tensor, looks: Tensor | None) -> Tensor:
+        return self._images[rows] if looks is None else looked_at(self._images, rows, looks)
+
     def stacked(self, step: int) -> Batch:
         """Inputs (images [lanes, batch, ...], labels [lanes, batch]), padded to the widest lane of this step."""
         index, mask, active, widths = self._rows
         rows = index[step, :, : widths[step]].contiguous()
         idle = min(self._lengths) <= step
         real = mask[step, :, : widths[step]].contiguous()
-        return Batch((self._images[rows], self._labels[rows]), real, active[step] if idle else None)
+        looks = None if self._looks is None else self._stacked_looks[step, :, : widths[step]]
+        return Batch((self._pictures(rows, looks), self._labels[rows]), real, active[step] if idle else None)
 
     def one(self, step: int, lane: int) -> Batch | None:
         """The same for one lane [1, batch, ...], without padding."""
         if step >= self._lengths[lane]:
             return None
         index = self._plan[lane][step].to(self._images.device)
-        images, labels = self._images[index], self._labels[index]
+        looks = None if self._looks is None else self._looks[lane][step].to(index.device)
+        images, labels = self._pictures(index, looks), self._labels[index]
         return Batch((images.unsqueeze(0), labels.unsqueeze(0)), images.new_ones(1, len(index)))

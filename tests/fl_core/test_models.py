@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import nn
@@ -9,6 +11,7 @@ from torch.func import functional_call
 
 from fl_core.architectures import CNN
 from fl_core.errors import InputError
+from fl_core.federation import run
 from fl_core.models import (
     ClassificationLosses,
     check_trainable,
@@ -18,6 +21,8 @@ from fl_core.models import (
     takes_channels_last,
     variables_of,
 )
+from fl_core.seeds import generator
+from tests.fl_core.test_engine import federation
 
 EVERY = [(norm, halve) for norm in ("none", "group") for halve in ("pool", "stride")]
 
@@ -174,3 +179,21 @@ def test_logits_are_each_lane_s_own_and_do_not_depend_on_the_chunk():
 )
 def test_channels_lie_last_except_where_a_kernel_of_onednn_would_write_outside_its_memory(layer: nn.Conv2d, fits: bool):
     assert takes_channels_last(nn.Sequential(layer)) == fits
+
+
+@pytest.mark.parametrize("backend", ["vmap", "loop"])
+def test_bfloat16_trains_to_nearly_the_same_variables_which_stay_in_single_precision(backend: str):
+    start, draw = federation(backend=backend, rounds=1), generator(0, "pictures")
+    assert not torch.equal(
+        ClassificationLosses(start.model, "bfloat16")(variables_of(start.model), *pictures(draw)),
+        ClassificationLosses(start.model)(variables_of(start.model), *pictures(draw)),
+    )
+    exact, lower = run(start).model, run(replace(start, precision="bfloat16")).model
+    for name, value in exact.items():
+        assert lower[name].dtype == torch.float32
+        assert torch.allclose(lower[name], value, atol=0.02)
+    assert any(not torch.equal(lower[name], value) for name, value in exact.items())
+
+
+def pictures(draw: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
+    return torch.rand(4, 1, 6, 6, generator=draw), torch.randint(0, 3, (4,), generator=draw)

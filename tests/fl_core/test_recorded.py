@@ -17,7 +17,7 @@ from fl_core.architectures import CNN, MLP, ConvNet, LeNet, McMahanCNN
 from fl_core.lanes import descend
 from fl_core.models import ClassificationLosses, takes_channels_last, variables_of
 from fl_core.optimizers import SGD, Tree
-from fl_core.recorded import Recordings, ValueRead, record, recordings_of
+from fl_core.recorded import Recordings, Unrecordable, record, recordings_of
 from fl_core.residual import ResNet
 from fl_core.sampling import ExampleFeed
 from fl_core.seeds import Generators
@@ -96,9 +96,32 @@ def test_a_recording_goes_on_in_the_next_call() -> None:
     assert (recordings.plain, recordings.all) == (2, 3)
 
 
-def test_a_function_that_reads_values_is_refused() -> None:
-    with pytest.raises(ValueRead):
-        record(lambda x: [x * 2 if x.sum() > 0 else x], [torch.ones(3)])
+@pytest.mark.parametrize(
+    "reads",
+    [
+        lambda x: [x * 2 if x.sum() > 0 else x],
+        lambda x: [x * x.max().item()],
+        lambda x: [x if torch.equal(x, x.round()) else -x],
+        lambda x: [x[x > 0].sum()],
+        lambda x: [torch.unique(x).sum()],
+    ],
+)
+def test_a_function_that_depends_on_values_is_refused(reads: Callable[[Tensor], list[Tensor]]) -> None:
+    with pytest.raises(Unrecordable):
+        record(reads, [torch.ones(3)])
+
+
+def test_one_tensor_for_two_inputs_is_not_recorded() -> None:
+    same, other = torch.ones(2), torch.zeros(2)
+    recordings = Recordings(record_at=1)
+    for pair in ((same, same), (same, same), (same, same), (same, other), (same, other), (other, same), (same, same)):
+        found = recordings.run("minus", lambda x, y: [x - y], pair)
+        assert torch.equal(found[0], pair[0] - pair[1])
+
+
+def test_an_index_of_whole_numbers_is_replayed() -> None:
+    _, replay = record(lambda x, rows: [x[rows]], [torch.ones(3), torch.tensor([0, 2])])
+    assert torch.equal(replay(torch.tensor([1.0, 2.0, 3.0]), torch.tensor([1, 1]))[0], torch.tensor([2.0, 2.0]))
 
 
 class Forking(nn.Module):
