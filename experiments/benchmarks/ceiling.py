@@ -67,7 +67,7 @@ def ceiling_markdown(
         "| model | GFLOP a round | at least, s | Mirage's best, s | of the limit | four times Flower's speed, s |",
         "| --- | --- | --- | --- | --- | --- |",
     ]
-    for width, operations in ceiling["operations"].items():
+    for width, operations in sorted(ceiling["operations"].items(), key=lambda one: int(one[0])):
         least, rows = operations / rate, best[int(width)]
         cells = [words[int(width)], f"{operations / 1e9:.1f}", f"{least:.2f}"]
         mine, flower = (median(rows[name]) if rows.get(name) else None for name in ("Mirage", "Flower"))
