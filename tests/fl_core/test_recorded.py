@@ -227,4 +227,5 @@ def test_recording_does_not_import_torchs_compiler() -> None:
         "record(lambda x: torch.autograd.grad((x.requires_grad_() * 2).sum(), [x]), [torch.ones(2)])\n"
         "assert 'torch._dynamo' not in sys.modules"
     )
-    subprocess.run([sys.executable, "-c", code], check=True)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
