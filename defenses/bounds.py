@@ -19,9 +19,8 @@ import numpy.typing as npt
 from scipy.optimize import brentq
 from scipy.stats import norm
 
-from defenses.accounting import loss_distribution
+from defenses.accounting import AnyEvent, loss_distribution
 from fl_core.errors import InputError, check_number
-from fl_core.sampling import SamplingEvent
 
 Floats = npt.NDArray[np.float64]
 
@@ -108,7 +107,7 @@ def advantage_epsilon_delta(epsilon: float, delta: float) -> float:
     return ratio + delta * (1 - ratio)
 
 
-def trade_off_pld(noise_multiplier: float, events: Sequence[SamplingEvent]) -> TradeOff:
+def trade_off_pld(noise_multiplier: float, events: Sequence[AnyEvent]) -> TradeOff:
     """The ceiling that the composed `events` put on the ROC: at each F the least e^ε F + δ_PLD(ε) over all ε.
 
     It bounds both tests, for the unit added and for the unit removed, so it is symmetric; it is within 1e-4

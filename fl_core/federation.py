@@ -2,47 +2,36 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from fl_core.aggregation import weights
+from fl_core.aggregation import public_shares, weights
 from fl_core.algorithms.fedavg import FedAvg
 from fl_core.augmentation import Augmentation
 from fl_core.checkpoint import all_finite
-from fl_core.cohort import Cohort, Lane, Tile, joined, kept_by, lanes_of, seated, sent_to, tiles
+from fl_core.cohort import Cohort, Tile, joined
 from fl_core.data import ImageSet
+from fl_core.defended import Defended, Summed
 from fl_core.devices import Workload
 from fl_core.errors import InputError, check_choice, check_number
 from fl_core.fleet import Fleet, Ideal, Turn
-from fl_core.lanes import BACKENDS, Backend, ExampleRule
-from fl_core.local import Job, Trainer, trainer
-from fl_core.memory import Footprint, footprint, memory_budget
+from fl_core.lanes import BACKENDS, Backend
+from fl_core.local import Trainer, trainer
+from fl_core.local_training import local_training
+from fl_core.memory import Footprint, footprint
 from fl_core.models import PRECISIONS, Precision, check_trainable, initial_parameters, statistics_of, variables_of
 from fl_core.optimizers import Tree
 from fl_core.participation import Everyone, Participation
 from fl_core.partition import IID, NOBODY, Partition, draw_members, split
-from fl_core.sampling import SamplingEvent
-from fl_core.seeds import Generators, from_seed, seed
+from fl_core.plan import Plan, patterns
+from fl_core.seeds import Generators, seed
 from fl_core.state import State
 from fl_core.views import Recorder, SecureServer
-
-
-class Defended(Protocol):
-    """The three places of a round where a defence may act; `defenses.base.Defense` is its home."""
-
-    public_sizes: bool
-
-    def example_rule(self, expected_batch: float) -> ExampleRule | None: ...
-
-    def on_update(self, updates: Tree, generators: Sequence[torch.Generator]) -> Tree: ...
-
-    def on_sum(self, total: Tree, generators: Sequence[torch.Generator]) -> Tree: ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,10 +80,43 @@ class Federation:
                 "choose another algorithm, or a synchronous fleet"
             )
 
-    def events(self) -> list[SamplingEvent]:
-        """What an accountant composes, one event a client: its sampling over the most rounds it can be in."""
-        rounds = self.participation.event(len(self.sizes), self.rounds).rounds
-        return [self.algorithm.sampler.event(int(size), rounds) for size in self.sizes]
+    @cached_property
+    def plan(self) -> Plan:
+        """What is public of these replicas' rounds; a shard's plan speaks of its own replicas alone."""
+        clients, sampler = len(self.sizes), self.algorithm.sampler
+        event, cohort = self.participation.event(clients, self.rounds), self.expected_cohort
+        turns = [[self.turn(row, round) for round in range(self.rounds)] for row in range(len(self.replica_ids))]
+        found, most = patterns([[turn.asked.tolist() for turn in one] for one in turns])
+        if not self.fleet.synchronous:  # an update may count in another round than its client was asked in
+            found, most = frozenset([tuple(range(self.rounds))]), dict.fromkeys(range(clients), event.rounds)
+        like = {name: value.unsqueeze(0) for name, value in variables_of(self.model).items()}
+        ideal = isinstance(self.fleet, Ideal)
+        return Plan(
+            rounds=self.rounds,
+            clients=clients,
+            sampling=tuple(sampler.event(int(size), most.get(client, 0)) for client, size in enumerate(self.sizes)),
+            participation=event,
+            patterns=found,
+            cohort=cohort,
+            ideal=ideal,
+            exact=ideal
+            and event.kind in ("fixed", "uniform", "cyclic")
+            and all(len(turn.clients) == cohort for one in turns for turn in one),
+            streams=self.algorithm.aggregator.streams,
+            synchronous=self.fleet.synchronous,
+            even=self.algorithm.weighting == "uniform" or len(self.sizes.unique()) == 1,
+            message=sum(value[0].numel() for value in no_updates(self.algorithm, like).values()),
+        )
+
+    @cached_property
+    def expected_cohort(self) -> float:
+        """How many clients a round asks, on average; public."""
+        return self.participation.expected(len(self.sizes))
+
+    @cached_property
+    def public_shares(self) -> Tensor:
+        """What each client's update counts [clients] under a defence that wants public weights, float64."""
+        return public_shares(self.algorithm.weighting, self.sizes, self.expected_cohort, self.defense.weight_cap)
 
     @cached_property
     def _examples(self) -> Sequence[Tensor]:
@@ -118,8 +140,9 @@ class Federation:
     def footprint(self) -> Footprint:
         """About how much memory lanes take while they train."""
         batch = self.algorithm.sampler.batch(int(self.sizes.max()))
-        rule = self.defense.example_rule(1.0)
-        return footprint(self.model, self.data.shape, batch, self.algorithm, rule, self.backend)
+        rule = self.defense.example_rule(float(batch))
+        kept = self.defense.client_state()
+        return footprint(self.model, self.data.shape, batch, self.algorithm, rule, self.backend, kept)
 
     @cached_property
     def _turns(self) -> list[tuple[list[Turn], Iterator[Turn]]]:
@@ -165,12 +188,15 @@ def initial_state(federation: Federation) -> State:
     each = [initial_parameters(federation.model, seed(federation.run, "model", r)) for r in federation.replica_ids]
     device = federation.data.images.device
     model = {name: torch.stack([one[name] for one in each]).to(device) for name in each[0]}
-    algorithm = federation.algorithm
+    algorithm, defense, rows, clients = federation.algorithm, federation.defense, len(each), len(federation.sizes)
+    server, client = defense.server_state(), defense.client_state()
     return State(
         round=0,
         model=model,
         server=algorithm.server_state(model),
-        clients=algorithm.client_state(model, len(federation.sizes)),
+        defense={name: value.to(device).repeat(rows, *[1] * value.dim()) for name, value in server.items()},
+        clients=algorithm.client_state(model, clients)
+        | {name: value.to(device).repeat(rows, clients, *[1] * value.dim()) for name, value in client.items()},
     )
 
 
@@ -251,20 +277,20 @@ def run(
 
 
 def play_round(federation: Federation, state: State, recorder: Recorder, train: Trainer, workers: int = 1) -> State:
-    """One round: broadcast, local training, tap, aggregate, tap, server step."""
+    """One round: broadcast, local training, tap, aggregate, tap, the defence on the sum, server step."""
     algorithm, defense, round = federation.algorithm, federation.defense, state.round
 
     cohort = federation.cohort(round)
-    sent = algorithm.broadcast(state.model, state.server)
+    sent = algorithm.broadcast(state.model, state.server) | state.defense
     recorder.broadcast(round, sent)
     past = {**state.past, round: sent}
 
-    shares = weights(algorithm.weighting, _weighing_sizes(federation, cohort), cohort.present) * cohort.factors
+    shares = _shares(federation, cohort)
     recorder.asked(round, cohort.clients, cohort.versions, shares)
 
     parts: list[tuple[Tile, Tree]] = []
     total: Tree = {}
-    for tile, updates in _local_training(federation, state, past, cohort, train, workers):
+    for tile, updates in local_training(federation, state, past, cohort, train, workers):
         recorder.received(round, tile, updates)
         if algorithm.aggregator.streams:
             part = algorithm.aggregator(updates, shares[tile], cohort.present[tile])
@@ -274,95 +300,56 @@ def play_round(federation: Federation, state: State, recorder: Recorder, train: 
             parts.append((tile, updates))
     if parts:
         total = algorithm.aggregator(joined(parts, cohort), shares, cohort.present)
-    if total:
-        total = defense.on_sum(total, _generators(federation, _noise_seeds(federation, round)))
+    if not total and defense.public_shares:  # whether anybody took part is private: noise alone must do
+        total = no_updates(algorithm, state.model)
     recorder.summed(round, total)
 
+    kept = dict(state.defense)
+    if total:
+        total = defense.on_sum(total, Summed(round, _largest_share(federation, shares), _draws(federation), kept))
     model, server = _server_step(federation, state, total, cohort)
     needed = min(federation.turn(row, round).oldest for row in range(len(shares)))
     return State(
         round=round + 1,
         model=model,
         server=server,
+        defense=kept,
         clients=state.clients,
         past={version: tree for version, tree in past.items() if version >= needed},
     )
 
 
-def _local_training(
-    federation: Federation, state: State, past: Mapping[int, Tree], cohort: Cohort, train: Trainer, workers: int
-) -> Iterator[tuple[Tile, Tree]]:
-    """Every client of every replica trains on its own examples, as lanes, a tile of the cohort at a time.
-
-    Hands out each tile's updates [rows, seats, ...], after the defence; an empty seat's is zero. What the clients keep
-    changes in `state.clients`.
-    """
-    algorithm, sampler, round = federation.algorithm, federation.algorithm.sampler, state.round
-    lr = algorithm.lr * algorithm.schedule.factor(round, federation.rounds)
-    rule = federation.defense.example_rule(sampler.batch(int(federation.sizes.max())))
-    cut = tiles(len(cohort.clients), cohort.clients.shape[1], _most_lanes(federation, cohort, workers))
-    places = [(tile, lanes) for tile in cut if (lanes := lanes_of(cohort, tile))]
-    begun: list[tuple[Tree, Tree, Tensor]] = []
-
-    def jobs() -> Iterator[Job]:
-        for _, lanes in places:
-            plan = [_batches(federation, round, lane) for lane in lanes]
-            sent, mine = sent_to(past, lanes), kept_by(state.clients, lanes)
-            start, optimizer = algorithm.local(lr, sent, mine)
-            begun.append((sent, mine, torch.tensor([len(batches) for batches in plan])))
-            rows = [batch for batches in plan for batch in batches]
-            yield Job(
-                model=federation.model,
-                start=start,
-                optimizer=optimizer,
-                rows=torch.cat(rows) if rows else torch.empty(0, dtype=torch.long),
-                sizes=[[len(batch) for batch in batches] for batches in plan],
-                rule=rule,
-                noise=[_lane_seed(federation, "example noise", round, lane) for lane in lanes],
-                backend=federation.backend,
-                looks=_looks(federation, round, lanes, plan),
-                precision=federation.precision,
-            )
-
-    for (tile, lanes), trained in zip(places, train(jobs()), strict=True):
-        sent, mine, steps = begun.pop(0)
-        trained = {name: value.to(federation.data.images.device) for name, value in trained.items()}
-        updates, keep = algorithm.message(lr, sent, trained, mine, steps)
-        for name, value in keep.items():
-            state.clients[name][[lane.row for lane in lanes], [lane.client for lane in lanes]] = value
-        seeds = [_lane_seed(federation, "update noise", round, lane) for lane in lanes]
-        updates = federation.defense.on_update(updates, _generators(federation, seeds))
-        yield tile, seated(updates, cohort.present[tile])
+def no_updates(algorithm: FedAvg, model: Tree) -> Tree:
+    """The sum over nobody: zeros like a cohort's [replicas, ...]; `model` is [replicas, ...]."""
+    nobody = {name: value[:0] for name, value in algorithm.broadcast(model, algorithm.server_state(model)).items()}
+    kept = {name: value[:0, 0] for name, value in algorithm.client_state(model, 1).items()}
+    start, _ = algorithm.local(algorithm.lr, nobody, kept)
+    message, _ = algorithm.message(algorithm.lr, nobody, start, kept, torch.zeros(0, dtype=torch.long))
+    rows = len(next(iter(model.values())))
+    return {name: value.new_zeros(rows, *value.shape[1:]) for name, value in message.items()}
 
 
-def _looks(federation: Federation, round: int, lanes: Sequence[Lane], plan: list[list[Tensor]]) -> Tensor | None:
-    """How the lanes look at the pictures of all their steps, in the order of the rows."""
-    if federation.augmentation is None:
-        return None
-    seeds = [_lane_seed(federation, "augmentation", round, lane) for lane in lanes]
-    counts = [sum(len(batch) for batch in batches) for batches in plan]
-    each = [federation.augmentation.draw(count, from_seed(one)) for count, one in zip(counts, seeds, strict=True)]
-    return torch.cat(each) if each else None
+def _shares(federation: Federation, cohort: Cohort) -> Tensor:
+    """What each seat's update counts [replicas, seats]."""
+    if federation.defense.public_shares:
+        each = federation.public_shares[cohort.clients.clamp(min=0)] * cohort.present
+        return each.float() * cohort.factors
+    sizes = _weighing_sizes(federation, cohort)
+    return weights(federation.algorithm.weighting, sizes, cohort.present) * cohort.factors
 
 
-def _lane_seed(federation: Federation, purpose: str, round: int, lane: Lane) -> int:
-    return seed(federation.run, purpose, federation.replica_ids[lane.row], round, lane.client)
+def _largest_share(federation: Federation, shares: Tensor) -> float:
+    return float((federation.public_shares if federation.defense.public_shares else shares).max())
 
 
-def _noise_seeds(federation: Federation, round: int) -> list[int]:
-    return [seed(federation.run, "sum noise", replica, round) for replica in federation.replica_ids]
+def _draws(federation: Federation) -> Callable[[str], Generators]:
+    """Generators of the replicas for the noise in a sum, by its key."""
 
+    def draws(key: str) -> Generators:
+        seeds = [seed(federation.run, f"sum noise {key}", replica) for replica in federation.replica_ids]
+        return Generators(seeds, federation.data.images.device)
 
-def _generators(federation: Federation, seeds: Sequence[int]) -> Generators:
-    return Generators(seeds, federation.data.images.device)
-
-
-def _batches(federation: Federation, round: int, lane: Lane) -> list[Tensor]:
-    """A client's batches; one that does only a share of its work does the first ones, at least one."""
-    draw = from_seed(_lane_seed(federation, "batches", round, lane))
-    size = int(federation.sizes[lane.client])
-    batches = federation.algorithm.sampler.draw(federation.held(lane.row, lane.client), size, draw)
-    return batches if lane.work >= 1 else batches[: max(1, math.floor(lane.work * len(batches) + 1e-9))]
+    return draws
 
 
 def _server_step(federation: Federation, state: State, update: Tree, cohort: Cohort) -> tuple[Tree, Tree]:
@@ -371,12 +358,14 @@ def _server_step(federation: Federation, state: State, update: Tree, cohort: Coh
         return state.model, state.server
     algorithm = federation.algorithm
     lr = algorithm.server_lr * algorithm.server_schedule.factor(state.round, federation.rounds)
-    share = cohort.present.sum(1) / len(federation.sizes)
+    public = federation.defense.public_shares
+    share = federation.expected_cohort if public else cohort.present.sum(1)
+    share = torch.as_tensor(share, dtype=torch.float32).expand(len(cohort.clients)) / len(federation.sizes)
     model, server = algorithm.server_step(lr, state.model, state.server, update, share)
     for name in statistics_of(federation.model) & update.keys():
         model[name] = state.model[name] + update[name]
     moved = cohort.present.any(1)
-    if moved.all():
+    if public or moved.all():
         return model, server
 
     def stay(new: Tree, old: Tree) -> Tree:
@@ -386,13 +375,6 @@ def _server_step(federation: Federation, state: State, update: Tree, cohort: Coh
         }
 
     return stay(model, state.model), stay(server, state.server)
-
-
-def _most_lanes(federation: Federation, cohort: Cohort, workers: int) -> int:
-    """How many lanes train together: what memory allows, and no more than leave work for every worker."""
-    budget = federation.memory or memory_budget(federation.data.images.device)
-    share = -(-cohort.clients.numel() // workers)
-    return share if share <= 1 else min(federation.footprint.lanes(budget / workers), share)
 
 
 def _weighing_sizes(federation: Federation, cohort: Cohort) -> Tensor:

@@ -14,7 +14,8 @@ Either way the arithmetic of a step is recorded once and replayed; see `recorded
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
@@ -25,10 +26,10 @@ from torch.func import grad, vmap
 from fl_core.errors import InputError, check_choice
 from fl_core.optimizers import Optimizer, Tree
 from fl_core.recorded import Recordings
+from fl_core.rules import ExampleRule, Input, Step, apply
 
 Backend = Literal["auto", "vmap", "loop"]
 BACKENDS = ("auto", "vmap", "loop")
-Input = Tensor | Tree
 Losses = Callable[..., Tensor]
 """`losses(variables, *inputs) -> [batch]`, for one lane."""
 
@@ -57,16 +58,6 @@ class Feed(Protocol):
     def one(self, step: int, lane: int) -> Batch | None: ...
 
 
-class ExampleRule(Protocol):
-    """Turns per-example gradients [lanes, batch, ...] into the step's gradient [lanes, ...].
-
-    A rule may draw noise from `generators`, one a lane. Rows whose mask is 0 are padding and must count for
-    nothing; they hold some other example's gradient, so they are finite as long as the model is.
-    """
-
-    def on_examples(self, gradients: Tree, mask: Tensor, generators: Sequence[torch.Generator]) -> Tree: ...
-
-
 @dataclass(frozen=True)
 class _Problem:
     """What stays the same over the steps."""
@@ -79,6 +70,8 @@ class _Problem:
     statistics: frozenset[str]
     recordings: Recordings
     channels_last: bool
+    kept: Tree
+    at_once: int | None
 
     def moving(self, variables: Tree) -> Tree:
         """The variables that descend; the others are statistics, which the forward pass itself keeps."""
@@ -152,12 +145,15 @@ def descend(
     statistics: Collection[str] = (),
     recordings: Recordings | None = None,
     channels_last: bool = False,
+    kept: Tree | None = None,
+    examples_at_once: int | None = None,
 ) -> Tree:
     """Minimise each lane's loss over the feed's steps and return the new variables [lanes, ...]; the old ones stay.
 
     Without a rule a step follows the gradient of the mean loss over the lane's real examples; with one it follows
-    `rule.on_examples` of the per-example gradients. `on_step` is called with each finished step's number where the
-    backend goes step by step, and at the end otherwise.
+    the rule's, of the per-example gradients, of which a lane has `examples_at_once` in memory (None: the whole batch).
+    `kept` [lanes, ...] is what the rule keeps from step to step; it changes in place. `on_step` is called with each
+    finished step's number where the backend goes step by step, and at the end otherwise.
 
     `statistics` names variables that `losses` updates in place by itself (BatchNorm's running means). They mix the
     examples of a batch, so that they go with no rule, nor with the padded batches of `vmap`: `auto` takes `loop`, and
@@ -176,7 +172,16 @@ def descend(
         backend = "loop"
     variables = {name: value.detach().clone() for name, value in variables.items()}
     problem = _Problem(
-        losses, feed, optimizer, rule, generators, frozenset(statistics), recordings or Recordings(), channels_last
+        losses=losses,
+        feed=feed,
+        optimizer=optimizer,
+        rule=rule,
+        generators=generators,
+        statistics=frozenset(statistics),
+        recordings=recordings or Recordings(),
+        channels_last=channels_last,
+        kept={} if kept is None else kept,
+        at_once=examples_at_once,
     )
     slots = optimizer.slots(problem.moving(variables))
     start = 0
@@ -247,35 +252,36 @@ def _run_stacked(
     stop: int,
     on_step: Callable[[int], object] | None,
 ) -> None:
+    def examples(mask: Tensor, inputs: tuple[Input, ...]) -> Tree:
+        if not mask.shape[1]:
+            return {name: value.new_zeros(value.shape[0], 0, *value.shape[1:]) for name, value in variables.items()}
+        return problem.gradients(_stacked_examples, variables, mask, inputs)
+
+    told = Step(variables, problem.generators, problem.kept)
     for step in range(start, stop):
         batch = problem.feed.stacked(step)
-        if problem.rule is None:
-            gradients = problem.gradients(_stacked_mean, variables, batch.mask, batch.inputs)
-        elif batch.mask.shape[1]:
-            gradients = problem.gradients(_stacked_examples, variables, batch.mask, batch.inputs)
-        else:
-            gradients = _no_examples(variables)
-        with torch.no_grad():
-            if problem.rule is not None:
-                gradients = problem.rule.on_examples(gradients, batch.mask, problem.generators)
-            _move(problem.optimizer, variables, gradients, slots, step, batch.active)
+        with _idle_lanes_unchanged(batch.active, (variables, slots, problem.kept)):
+            if problem.rule is None:
+                gradients = problem.gradients(_stacked_mean, variables, batch.mask, batch.inputs)
+            else:
+                gradients = apply(problem.rule, examples, batch.mask, batch.inputs, told, problem.at_once)
+            with torch.no_grad():
+                problem.optimizer.step(variables, gradients, slots, step)
         if on_step is not None:
             on_step(step)
 
 
-def _move(
-    optimizer: Optimizer, variables: Tree, gradients: Tree, slots: Tree, step: int, active: Tensor | None
-) -> None:
-    """One optimiser step; an inactive lane keeps its variables and its slots, bit for bit."""
+@contextmanager
+def _idle_lanes_unchanged(active: Tensor | None, trees: Sequence[Tree]) -> Iterator[None]:
+    """What happens inside changes nothing of a lane that is not active, bit for bit; None means that all are."""
     if active is None:
-        optimizer.step(variables, gradients, slots, step)
+        yield
         return
-    before = [(tree, {name: value.clone() for name, value in tree.items()}) for tree in (variables, slots)]
-    optimizer.step(variables, gradients, slots, step)
-    for tree, old in before:
+    before = [{name: value.clone() for name, value in tree.items()} for tree in trees]
+    yield
+    for tree, old in zip(trees, before, strict=True):
         for name, value in tree.items():
-            keep = active.view(-1, *[1] * (value.dim() - 1))
-            value.copy_(torch.where(keep, value, old[name]))
+            value.copy_(torch.where(active.view(-1, *[1] * (value.dim() - 1)), value, old[name]))
 
 
 def _run_one_by_one(
@@ -291,22 +297,31 @@ def _run_one_by_one(
         stored = [{name: value[lane] for name, value in tree.items()} for tree in (variables, slots)]
         mine, my_slots = [_channels_last(tree) for tree in stored] if beside else stored
         moving = problem.moving(mine)
+        one = slice(lane, lane + 1)
+        told = Step(
+            {name: value.unsqueeze(0) for name, value in mine.items()},
+            problem.generators[one],
+            {name: value[one] for name, value in problem.kept.items()},
+        )
+
+        def examples(mask: Tensor, inputs: tuple[Input, ...], mine: Tree = mine) -> Tree:
+            # An empty batch has no loss to differentiate; its copies [0, ...] are the gradients' shape.
+            inner = _each(inputs, lambda value: value[0])
+            found = problem.gradients(_examples, mine, mask[0], inner) if mask.shape[1] else _copies(mine, 0)
+            return {name: value.unsqueeze(0) for name, value in found.items()}
+
         for step in range(start, stop):
             batch = problem.feed.one(step, lane)
             if batch is None:
                 continue
-            mask, inputs = batch.mask[0], _each(batch.inputs, lambda value: value[0])
-            if problem.rule is None and not len(mask):
-                gradients = {name: torch.zeros_like(value) for name, value in moving.items()}
-            elif problem.rule is None:
-                gradients = problem.gradients(_mean, mine, mask, inputs)
+            if problem.rule is not None:
+                found = apply(problem.rule, examples, batch.mask, batch.inputs, told, problem.at_once)
+                gradients = {name: value[0] for name, value in found.items()}
+            elif batch.mask.shape[1]:
+                inputs = _each(batch.inputs, lambda value: value[0])
+                gradients = problem.gradients(_mean, mine, batch.mask[0], inputs)
             else:
-                # An empty batch has no loss to differentiate; its copies [0, ...] are the gradients' shape.
-                examples = problem.gradients(_examples, mine, mask, inputs) if len(mask) else _copies(mine, 0)
-                with torch.no_grad():
-                    stacked = {name: value.unsqueeze(0) for name, value in examples.items()}
-                    step_gradient = problem.rule.on_examples(stacked, batch.mask, problem.generators[lane : lane + 1])
-                    gradients = {name: value[0] for name, value in step_gradient.items()}
+                gradients = {name: torch.zeros_like(value) for name, value in moving.items()}
             with torch.no_grad():
                 problem.optimizer.step(moving, gradients, my_slots, step)
         for tree, used in zip(stored, (mine, my_slots), strict=True):
@@ -350,7 +365,3 @@ def _each(inputs: tuple[Input, ...], change: Callable[[Tensor], Tensor]) -> tupl
         change(value) if isinstance(value, Tensor) else {name: change(leaf) for name, leaf in value.items()}
         for value in inputs
     )
-
-
-def _no_examples(variables: Tree) -> Tree:
-    return {name: value.new_zeros(value.shape[0], 0, *value.shape[1:]) for name, value in variables.items()}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import islice
 
 import joblib
@@ -14,10 +14,11 @@ import torch
 from torch import Tensor, nn
 
 from fl_core.data import ImageSet
-from fl_core.lanes import Backend, ExampleRule, descend
+from fl_core.lanes import Backend, Feed, descend
 from fl_core.models import ClassificationLosses, Precision, statistics_of, takes_channels_last
 from fl_core.optimizers import Optimizer, Tree
 from fl_core.recorded import recordings_of
+from fl_core.rules import BatchRule, ExampleRule
 from fl_core.sampling import ExampleFeed
 from fl_core.seeds import Generators
 
@@ -27,7 +28,9 @@ class Job:
     """Lanes to train. `rows` are the examples of all steps of all lanes in one row, and `sizes[lane]` their batches'.
 
     `noise` has one seed a lane; `start` is [lanes, ...]. `looks` [examples, 3] go with the rows where pictures are
-    augmented.
+    augmented. `kept` [lanes, ...] is what the rule kept from earlier rounds, under names with a `/`; with a rule,
+    `examples_at_once` bounds how many examples' gradients a lane has in memory. A `batch_rule` changes the batches,
+    with one of `batch_seeds` a lane; it is told the number of `classes`.
     """
 
     model: nn.Module
@@ -40,20 +43,25 @@ class Job:
     backend: Backend
     looks: Tensor | None = None
     precision: Precision = "float32"
+    kept: Tree = field(default_factory=dict)
+    examples_at_once: int | None = None
+    batch_rule: BatchRule | None = None
+    batch_seeds: Sequence[int] = ()
+    classes: int = 0
 
     def train(self, images: Tensor, labels: Tensor, run: str) -> Tree:
-        """The lanes' variables [lanes, ...] after their steps on the examples of `images` and `labels`.
+        """The lanes' variables [lanes, ...] after their steps on the examples of `images` and `labels`, and the kept.
 
         `run` names all jobs whose model is the same code; see `recorded.recordings_of`.
         """
         channels_last = takes_channels_last(self.model)
         if not channels_last:
             images = images.contiguous()
-        looks = None if self.looks is None else self._by_step(self.looks)
-        return descend(
+        kept = {name: value.to(images.device, copy=True) for name, value in self.kept.items()}
+        trained = descend(
             self.start,
             ClassificationLosses(self.model, self.precision),
-            ExampleFeed(images, labels, self._by_step(self.rows), looks),
+            self._feed(images, labels),
             self.optimizer,
             rule=self.rule,
             generators=Generators(self.noise, images.device),
@@ -61,7 +69,15 @@ class Job:
             statistics=statistics_of(self.model),
             recordings=recordings_of(self.model, run, self.precision),
             channels_last=channels_last,
+            kept=kept,
+            examples_at_once=self.examples_at_once,
         )
+        return trained | kept
+
+    def _feed(self, images: Tensor, labels: Tensor) -> Feed:
+        looks = None if self.looks is None else self._by_step(self.looks)
+        feed = ExampleFeed(images, labels, self._by_step(self.rows), looks)
+        return feed if self.batch_rule is None else self.batch_rule.feed(feed, self.batch_seeds, self.classes)
 
     def _by_step(self, values: Tensor) -> list[list[Tensor]]:
         """What belongs to the examples of all steps, lane by lane and step by step."""

@@ -12,9 +12,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from fl_core.algorithms.fedavg import FedAvg
-from fl_core.lanes import Backend, ExampleRule, descend
+from fl_core.lanes import Backend, descend
 from fl_core.models import ClassificationLosses, statistics_of, variables_of
+from fl_core.optimizers import Tree
 from fl_core.recorded import Recordings
+from fl_core.rules import ExampleRule
 from fl_core.sampling import ExampleFeed
 from fl_core.seeds import Generators
 
@@ -51,14 +53,25 @@ class _Peak(TorchDispatchMode):
 
 
 class Footprint(NamedTuple):
-    """Bytes of a stack of lanes: `shared` once, however many they are, and `lane` for each."""
+    """Bytes of a stack of lanes: `shared` once, however many they are, and `lane` for each.
+
+    `example` of a lane's are those of one example of its batch; they come again with each that is at work at once.
+    """
 
     shared: int
     lane: int
+    example: int = 0
 
     def lanes(self, budget: float) -> int:
         """How many lanes fit into a budget of bytes, at least one."""
         return max(1, int((budget - self.shared) // self.lane))
+
+    def examples(self, budget: float, batch: float) -> int | None:
+        """How many of a batch's examples to have at work at once, where one lane alone is too much; None: all."""
+        beyond = self.shared + self.lane - budget
+        if beyond <= 0 or not self.example:
+            return None
+        return max(1, math.ceil(batch) - math.ceil(beyond / self.example))
 
 
 def footprint(
@@ -68,29 +81,36 @@ def footprint(
     algorithm: FedAvg,
     rule: ExampleRule | None = None,
     backend: Backend = "auto",
+    kept: Tree | None = None,
 ) -> Footprint:
     """What lanes of `model` take that train on batches of `batch` pictures of `shape` as `algorithm` has them.
 
     One and two lanes take a step, on the batch itself or, of a large one, on 4 and 8 pictures, and what its tensors
     take is extended to more. A lane also has what it was sent, and after its steps its update, which the server copies
-    once. Of `auto` it is what stacked lanes take, which is the more. Whole federations are set beside it in
-    results/benchmarks/engine.md.
+    once. `kept` is what one lane keeps for its rule. Of `auto` it is what stacked lanes take, which is the more. Whole
+    federations are set beside it in results/benchmarks/engine.md.
     """
     stacked = backend != "loop" and not statistics_of(model)
     pictures = max(1, math.ceil(batch))
 
-    def takes(lanes: int) -> int:
-        most = step_bytes(model, shape, lanes, min(pictures, _PICTURES), algorithm, rule, stacked)
-        if pictures <= _PICTURES:
-            return most
-        half = step_bytes(model, shape, lanes, _PICTURES // 2, algorithm, rule, stacked)
-        return most + (pictures - _PICTURES) * (most - half) // (_PICTURES // 2)
+    def takes(lanes: int) -> tuple[int, int]:
+        def bytes_of(count: int) -> int:
+            return step_bytes(model, shape, lanes, count, algorithm, rule, stacked, kept)
 
-    one, two = takes(1), takes(2)
+        few = min(pictures, _PICTURES)
+        most = bytes_of(few)
+        if few == 1 or (pictures <= _PICTURES and rule is None):
+            return most, 0
+        example = (most - bytes_of(few // 2)) // (few - few // 2)
+        return most + (pictures - few) * example, example
+
+    (one, example), (two, _) = takes(1), takes(2)
     size = sum(value.numel() * value.element_size() for value in variables_of(model).values())
     lost = _LOST if stacked else 1.0
     lane = max(two - one + size, 4 * size)
-    return Footprint(shared=int(lost * max(2 * one - two, 0)), lane=int(lost * lane))
+    return Footprint(
+        shared=int(lost * max(2 * one - two, 0)), lane=int(lost * lane), example=int(lost * max(example, 0))
+    )
 
 
 def step_bytes(
@@ -101,6 +121,7 @@ def step_bytes(
     algorithm: FedAvg,
     rule: ExampleRule | None,
     stacked: bool,
+    kept: Tree | None = None,
 ) -> int:
     """The most that the tensors of one step of `lanes` on `pictures` each take together, beside what was sent."""
     replica = {name: value.unsqueeze(0) for name, value in variables_of(model).items()}
@@ -121,6 +142,7 @@ def step_bytes(
             generators=Generators([0] * lanes, like.device),
             backend="vmap" if stacked else "loop",
             statistics=statistics_of(model),
+            kept={name: value.expand(lanes, *value.shape).clone() for name, value in (kept or {}).items()},
             recordings=Recordings(record_at=1),  # the step that is checked takes the most
         )
     return int(peak.bytes)

@@ -72,10 +72,12 @@ def initial_parameters(model: nn.Module, seed: int) -> Tree:
 
 
 def cross_entropy(scores: Tensor, labels: Tensor) -> Tensor:
-    """The loss [batch] in nats of logits [batch, classes] for labels [batch].
+    """The loss [batch] in nats of logits [batch, classes] for labels [batch], or their chances [batch, classes].
 
     torch's own has no batching rule; under vmap it takes a detour that loads a compiler, seconds in each process.
     """
+    if labels.is_floating_point():
+        return -(F.log_softmax(scores, -1) * labels).sum(-1)
     return -F.log_softmax(scores, -1).gather(-1, labels.unsqueeze(-1)).squeeze(-1)
 
 

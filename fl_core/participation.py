@@ -52,6 +52,10 @@ class Participation(Protocol):
         """The clients that are asked [n]; none only where chance decides how many they are."""
         ...
 
+    def expected(self, clients: int) -> float:
+        """How many are asked in a round, on average; public."""
+        ...
+
     def event(self, clients: int, rounds: int) -> ParticipationEvent: ...
 
     def check(self, clients: int) -> None:
@@ -79,6 +83,9 @@ class Everyone:
     def draw(self, clients: int, run: int, replica: int, round: int) -> Tensor:
         return torch.arange(clients)
 
+    def expected(self, clients: int) -> float:
+        return clients
+
     def event(self, clients: int, rounds: int) -> ParticipationEvent:
         return ParticipationEvent("fixed", 1.0, rounds)
 
@@ -99,6 +106,9 @@ class Fixed:
 
     def draw(self, clients: int, run: int, replica: int, round: int) -> Tensor:
         return self.eligible(clients, run, replica, round)
+
+    def expected(self, clients: int) -> float:
+        return self.cohort
 
     def event(self, clients: int, rounds: int) -> ParticipationEvent:
         return ParticipationEvent("fixed", 1.0, rounds)
@@ -124,6 +134,9 @@ class Uniform:
 
     def draw(self, clients: int, run: int, replica: int, round: int) -> Tensor:
         return _some(torch.arange(clients), self.cohort, generator(run, "cohort", replica, round))
+
+    def expected(self, clients: int) -> float:
+        return self.cohort
 
     def event(self, clients: int, rounds: int) -> ParticipationEvent:
         return ParticipationEvent("uniform", self.cohort / clients, rounds)
@@ -151,6 +164,9 @@ class PoissonClients:
     def draw(self, clients: int, run: int, replica: int, round: int) -> Tensor:
         coins = torch.rand(clients, dtype=torch.float64, generator=generator(run, "cohort coins", replica, round))
         return torch.nonzero(coins < self.rate).flatten()
+
+    def expected(self, clients: int) -> float:
+        return self.rate * clients
 
     def event(self, clients: int, rounds: int) -> ParticipationEvent:
         return ParticipationEvent("poisson", float(self.rate), rounds)
@@ -189,6 +205,9 @@ class Available:
         available = self.eligible(clients, run, replica, round)
         return _some(available, self.cohort, generator(run, "cohort", replica, round))
 
+    def expected(self, clients: int) -> float:
+        return self.share * clients if self.cohort is None else self.cohort
+
     def event(self, clients: int, rounds: int) -> ParticipationEvent:
         return ParticipationEvent("availability", 1.0, rounds)
 
@@ -222,6 +241,9 @@ class Cyclic:
     def draw(self, clients: int, run: int, replica: int, round: int) -> Tensor:
         block = self.eligible(clients, run, replica, round)
         return _some(block, self.cohort, generator(run, "cohort", replica, round))
+
+    def expected(self, clients: int) -> float:
+        return clients / self.groups if self.cohort is None else self.cohort
 
     def event(self, clients: int, rounds: int) -> ParticipationEvent:
         rate = 1.0 if self.cohort is None else self.cohort / (clients // self.groups)

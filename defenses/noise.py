@@ -1,0 +1,26 @@
+"""Gaussian noise for trees."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from fl_core.optimizers import Tree
+
+
+def standard_normal(like: Tree, generators: Sequence[torch.Generator]) -> Tree:
+    """Independent standard normals in the shapes of `like` [rows, ...], from one generator a row.
+
+    A row is drawn for all its variables at once, in the order of the tree.
+    """
+    shapes = {name: value.shape[1:] for name, value in like.items()}
+    first = next(iter(like.values()))
+    flat = first.new_empty(len(generators), sum(shape.numel() for shape in shapes.values()))
+    for row, draw in zip(flat, generators, strict=True):
+        torch.randn(row.shape, generator=draw, out=row)
+    parts = flat.split([shape.numel() for shape in shapes.values()], 1)
+    return {
+        name: part.unflatten(1, shape) if shape else part[:, 0]
+        for (name, shape), part in zip(shapes.items(), parts, strict=True)
+    }

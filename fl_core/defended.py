@@ -1,0 +1,60 @@
+"""Where in a round a defence may act, and what it is told there. `defenses.base.Defense` is the home of all of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+
+from fl_core.optimizers import Tree
+from fl_core.plan import Plan
+from fl_core.rules import BatchRule, ExampleRule
+
+
+@dataclass(frozen=True)
+class Senders:
+    """Who sends some updates [lanes, ...]: what each was `sent` [lanes, ...], the defence's own broadcast with it, and
+    its generator; `cohort` is the number of senders a round that the plan expects."""
+
+    sent: Tree
+    generators: Sequence[torch.Generator]
+    cohort: float
+
+
+@dataclass(frozen=True)
+class Summed:
+    """Where a sum [replicas, ...] was taken.
+
+    `largest_share` is the most that one client's update counts in it. `draws(key)` gives generators for noise, one a
+    replica: the same for the same key in every round, so that noise of an earlier round can be drawn again. `kept`
+    [replicas, ...] is what the defence keeps at the server; it puts new tensors in place of the old.
+    """
+
+    round: int
+    largest_share: float
+    draws: Callable[[str], Sequence[torch.Generator]]
+    kept: Tree
+
+
+class Defended(Protocol):
+    """A defence, as the engine sees it."""
+
+    public_sizes: bool
+    public_shares: bool
+    weight_cap: float | None
+
+    def check(self, plan: Plan) -> None: ...
+
+    def server_state(self) -> Tree: ...
+
+    def client_state(self) -> Tree: ...
+
+    def batch_rule(self) -> BatchRule | None: ...
+
+    def example_rule(self, expected_batch: float) -> ExampleRule | None: ...
+
+    def on_update(self, updates: Tree, senders: Senders) -> Tree: ...
+
+    def on_sum(self, total: Tree, summed: Summed) -> Tree: ...
