@@ -1,0 +1,185 @@
+"""The sampler against the exact distribution, rounding against its norm bound, and every ρ and ε from above.
+
+Each statistical test is seeded, so it gives the same answer every time; on a fresh seed a correct implementation
+would fail it with the chance that FALSE_ALARM states, once for each parameter.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.special import logsumexp
+from scipy.stats import binom, binomtest, chi2, chisquare, norm
+
+from defenses.discrete_gaussian import (
+    BETA,
+    discrete_gaussian,
+    round_to_grid,
+    rounded_norm,
+)
+from fl_core.errors import InputError
+from fl_core.seeds import from_seed
+
+FALSE_ALARM = 1e-4
+DRAWS = 200_000
+
+
+def log_pmf(sigma: float, reach: int) -> np.ndarray:
+    """log P of −reach to reach, summed up in full; `reach` has to be many sigma."""
+    exponents = -(np.arange(-reach, reach + 1) ** 2) / (2 * sigma**2)
+    return exponents - logsumexp(exponents)
+
+
+# --- the sampler ---
+
+
+@pytest.mark.parametrize("sigma", [0.3, 0.5, 0.99, 1.0, 1.7, 3.7, 20.0])
+def test_draws_fit_the_exact_probability_of_every_integer(sigma: float) -> None:
+    reach = math.ceil(12 * sigma) + 3
+    drawn = discrete_gaussian((DRAWS,), sigma, from_seed(11)).numpy()
+    assert abs(drawn).max() <= reach
+    expected = DRAWS * np.exp(log_pmf(sigma, reach))
+    last = int(np.flatnonzero(expected >= 10).max()) - reach  # all that lies further out is counted with it
+    values, counts = np.unique(np.clip(drawn, -last, last), return_counts=True)
+    assert values.tolist() == list(range(-last, last + 1))
+    pooled = np.bincount(np.clip(np.arange(-reach, reach + 1), -last, last) + last, weights=expected)
+    assert chisquare(counts, pooled).pvalue > FALSE_ALARM
+
+
+@pytest.mark.parametrize("sigma", [300.0, 1e4, 1e6, 1e9])
+def test_wide_draws_fit_in_bins_and_in_their_low_digits(sigma: float) -> None:
+    drawn = discrete_gaussian((DRAWS,), sigma, from_seed(12)).numpy()
+    # From here on a sum over integers and the normal integral between half-integers agree to 1e-6 and better.
+    edges = np.round(norm.ppf(np.linspace(0, 1, 41)[1:-1]) * sigma) + 0.5
+    chances = np.diff(norm.cdf(np.concatenate([[-np.inf], edges, [np.inf]]) / sigma))
+    counts = np.bincount(np.searchsorted(edges, drawn), minlength=40)
+    assert chisquare(counts, DRAWS * chances).pvalue > FALSE_ALARM
+    assert chisquare(np.bincount(drawn % 7, minlength=7)).pvalue > FALSE_ALARM
+
+
+def test_noise_far_below_a_step_is_none() -> None:
+    assert not discrete_gaussian((DRAWS,), 0.1, from_seed(13)).any()  # P[x ≠ 0] = 4e-22
+
+
+@pytest.mark.parametrize("sigma", [0.7, 5.0, 4e5])
+def test_shares_of_n_clients_sum_to_n_times_the_variance(sigma: float) -> None:
+    clients, draws = 8, 40_000
+    shares = discrete_gaussian((clients, draws), sigma, from_seed(14)).double()
+    total = shares.sum(dim=0).numpy()
+    reach = math.ceil(12 * sigma) + 3
+    variance = sigma**2
+    if sigma < 100:  # beyond, the variance is σ² to many more digits than a test could see
+        variance = float(np.exp(log_pmf(sigma, reach)) @ np.arange(-reach, reach + 1) ** 2)
+        assert variance <= sigma**2 * (1 + 1e-12)
+    low, high = chi2.ppf([FALSE_ALARM / 2, 1 - FALSE_ALARM / 2], draws) / draws
+    assert low < np.mean(total**2) / (clients * variance) < high
+
+
+def test_the_same_generator_state_gives_the_same_noise_and_another_seed_does_not() -> None:
+    first, again, other = (discrete_gaussian((50, 7), 30.0, from_seed(seed)) for seed in (15, 15, 16))
+    assert first.dtype == torch.int64
+    assert first.shape == (50, 7)
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)
+
+
+def test_no_noise_is_drawn_for_an_empty_shape() -> None:
+    assert discrete_gaussian((0, 5), 2.0, from_seed(1)).shape == (0, 5)
+
+
+@pytest.mark.parametrize("sigma", [0.0, -1.0, math.nan, math.inf, 1e15])
+def test_a_sigma_without_a_sampler_is_refused(sigma: float) -> None:
+    with pytest.raises(InputError, match=r"sigma is .* at least 0\.01"):
+        discrete_gaussian((3,), sigma, from_seed(1))
+
+
+# --- rounding ---
+
+
+@settings(max_examples=40, deadline=None, derandomize=True)
+@given(
+    lanes=st.integers(1, 4),
+    dimension=st.integers(1, 300),
+    granularity=st.floats(1e-4, 5.0),
+    clip_norm=st.floats(1e-2, 10.0),
+    length=st.floats(0.0, 20.0),
+    beta=st.sampled_from([0.0, 1e-6, BETA, 0.95]),
+)
+def test_a_rounded_lane_is_a_neighbour_within_the_norm_bound_whatever_came_in(
+    lanes: int, dimension: int, granularity: float, clip_norm: float, length: float, beta: float
+) -> None:
+    values = torch.randn(lanes, dimension, generator=from_seed(21))
+    values *= length / torch.linalg.vector_norm(values, dim=1, keepdim=True)
+    rounded = round_to_grid(values, granularity, clip_norm, beta, [from_seed(lane) for lane in range(lanes)])
+    assert rounded.dtype == torch.int64
+    lengths = torch.linalg.vector_norm(rounded.double(), dim=1) * granularity
+    assert bool((lengths <= rounded_norm(clip_norm, granularity, dimension, beta) * (1 + 1e-12)).all())
+    clipped = values.double() * min(1.0, clip_norm / max(length, 1e-300))
+    assert bool(((rounded * granularity - clipped).abs() <= granularity * (1 + 1e-6) + 1e-6 * clip_norm).all())
+
+
+def test_rounding_is_unbiased_and_its_variance_that_of_a_coin() -> None:
+    tries = 4000
+    values = torch.linspace(-1.3, 1.3, 23, dtype=torch.float64).expand(tries, 23)
+    generator = from_seed(22)
+    rounded = round_to_grid(values, 0.5, 10.0, 1e-9, [generator] * tries).double()
+    up = values[0] / 0.5 - (values[0] / 0.5).floor()
+    counts = (rounded - (values[0] / 0.5).floor()).sum(dim=0)
+    pvalues = [binomtest(int(count), tries, float(chance)).pvalue for count, chance in zip(counts, up, strict=True)]
+    assert min(pvalues) > FALSE_ALARM / len(pvalues)
+
+
+def halves(lanes: int) -> tuple[torch.Tensor, float]:
+    """Lanes of 30 halves and their norm: the vectors whose rounded lengths scatter most about the bound."""
+    return torch.full((lanes, 30), 0.5), math.sqrt(30) / 2
+
+
+def test_lanes_that_come_out_too_long_are_rounded_afresh() -> None:
+    values, length = halves(200)
+    bound = rounded_norm(length, 1.0, 30, 0.95)
+    rounded = round_to_grid(values, 1.0, length, 0.95, [from_seed(lane) for lane in range(200)])
+    lengths = torch.linalg.vector_norm(rounded.double(), dim=1)
+    free = [torch.rand(30, generator=from_seed(lane), dtype=torch.float64) < 0.5 for lane in range(200)]
+    passes = [math.sqrt(int(lane.sum())) <= bound for lane in free]
+    assert 100 < sum(passes) < 190
+    assert float(lengths.max()) <= bound
+    assert all(torch.equal(rounded[lane], free[lane].long()) for lane in range(200) if passes[lane])
+
+
+def test_a_rounded_lane_passes_at_least_as_often_as_beta_promises() -> None:
+    for beta in (0.1, BETA, 0.95):
+        length = math.sqrt(30) / 2
+        ups = binom(30, 0.5)  # of the halves, this many are rounded up
+        assert ups.cdf(rounded_norm(length, 1.0, 30, beta) ** 2) >= 1 - beta
+
+
+def test_a_lane_does_not_depend_on_the_lanes_beside_it() -> None:
+    values, length = halves(20)
+    together = round_to_grid(values, 1.0, length, 0.95, [from_seed(lane) for lane in range(20)])
+    for group in (list(range(11)), [3], [19, 4, 7, 11]):
+        apart = round_to_grid(values[group], 1.0, length, 0.95, [from_seed(lane) for lane in group])
+        assert torch.equal(apart, together[group])
+
+
+def test_values_already_on_the_grid_stay() -> None:
+    values = torch.tensor([[0.25, -0.75, 0.0, 2.0]])
+    assert round_to_grid(values, 0.25, 8.0, BETA, [from_seed(1)]).tolist() == [[1, -3, 0, 8]]
+
+
+def test_the_norm_bound_is_the_papers() -> None:
+    # C = 3, γ = 1, d = 16, √(2 log 1/β) = 1: 9 + 4 + 1·(3 + 2) = 18, against (3 + 4)² = 49.
+    assert rounded_norm(3.0, 1.0, 16, BETA) == pytest.approx(math.sqrt(18.0))
+    assert rounded_norm(3.0, 1.0, 16, 0.0) == pytest.approx(7.0)
+    assert rounded_norm(3.0, 1.0, 16, 1e-300) == pytest.approx(7.0)
+
+
+def test_values_that_are_no_numbers_are_refused() -> None:
+    with pytest.raises(InputError, match="nan or inf"):
+        round_to_grid(torch.tensor([[1.0, math.nan]]), 0.1, 1.0, BETA, [from_seed(1)])
+    with pytest.raises(ValueError, match="generators"):
+        round_to_grid(torch.zeros(2, 3), 0.1, 1.0, BETA, [from_seed(1)])
