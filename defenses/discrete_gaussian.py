@@ -11,9 +11,12 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+import numpy as np
 import torch
+from scipy.optimize import brentq
 from torch import Tensor
 
+from defenses.accounting import EPSILON_RANGE
 from fl_core.errors import InputError, check_number
 
 # From noise that is almost never anything but 0 up to where integers stop being exact in a double.
@@ -129,3 +132,92 @@ def round_to_grid(
         long = (torch.linalg.vector_norm(rounded[pending], dim=1) > longest).tolist()
         pending = [lane for lane, again in zip(pending, long, strict=True) if again]
     return rounded.long()
+
+
+def sum_divergence(sigma: float, clients: int) -> float:
+    """τ = 10 Σ_{k=1}^{n−1} exp(−2π²σ²·k/(k+1)): how far a sum of n shares is from being one discrete Gaussian.
+
+    `sigma` is a share's, in grid steps. log(P[sum = x] / P[N_ℤ(0, nσ²) = x]) lies within ±τ/2 at every x. Raises
+    InputError below σ = 1/2, where this is not proven. Source: KLS21, theorem 1 and what it rests on.
+    """
+    check_number("sigma", sigma, minimum=LEAST_SHARE)
+    check_number("clients", clients, minimum=1, integer=True)
+    rate = 2 * (math.pi * sigma) ** 2
+    exact = np.arange(1, min(clients, _EXACT_TERMS + 1), dtype=np.float64)
+    total = float(np.exp(-rate * exact / (exact + 1)).sum())
+    # The terms fall as k grows, so the last one stands in, from above, for those that follow it.
+    beyond = max(clients - 1 - _EXACT_TERMS, 0)
+    return 10 * (total + beyond * math.exp(-rate * _EXACT_TERMS / (_EXACT_TERMS + 1)))
+
+
+def concentrated(sensitivity: float, sigma: float, clients: int, dimension: int) -> float:
+    """ρ for which one release of the sum of `clients` shares is ρ-zCDP; `sensitivity` (L2) and `sigma` in grid steps.
+
+    Formal guarantee. Neighbours differ in one client's integer vector, of L2 norm at most Δ, being replaced by zeros;
+    its share of noise stays. With μ = Δ/(√n σ), and Δ₁ = min{√d Δ, Δ²} bounding the L1 norm (of integers |x| ≤ x²),
+
+        ρ = min{ μ²/2 + τd,  (μ² + 2τΔ₁/(√n σ) + τ²d)/2 }.
+
+    The Rényi divergences of order α are at most αμ²/2 + τd and α/2 times the second bracket (KLS21, proposition 14);
+    each is at most αρ for all α ≥ 1. The first follows from shares being sub-Gaussian and `sum_divergence` bounding a
+    change of measure, the second from the triangle inequality of zCDP, coordinate by coordinate. The paper's third
+    form (μ + τ√d)²/2 is never below the second. Its theorem 1 has τd/2 under the root of ε² = 2ρ in the first form;
+    the divergence supports 2τd, which is used here.
+
+    To an attacker who knows m of the shares (colluding clients), n is `clients` − m; to one who sees the sum of those
+    who did not drop out, n is their number. Over rounds ρ adds up, also when rounds are chosen adaptively.
+    """
+    check_number("sensitivity", sensitivity, minimum=0)
+    check_number("dimension", dimension, minimum=1, integer=True)
+    tau = sum_divergence(sigma, clients)
+    total = math.sqrt(clients) * sigma
+    mu = sensitivity / total
+    lengths = min(math.sqrt(dimension), sensitivity) * mu
+    return min(mu**2 / 2 + tau * dimension, (mu**2 + 2 * tau * lengths + tau**2 * dimension) / 2)
+
+
+def epsilon_concentrated(rho: float, delta: float) -> float:
+    """The ε at `delta` that ρ-zCDP implies: the least αρ + log(1 − 1/α) + log(1/(δα))/(α − 1) over α > 1.
+
+    Every α gives a valid ε; the best solves ρ(α − 1)² + log α = log(1/δ). Source: CKS20, proposition 12 and
+    corollary 13.
+    """
+    check_number("rho", rho, minimum=0)
+    check_number("delta", delta, above=0, below=1)
+    if rho == 0:
+        return 0.0
+    room = -math.log(delta)
+
+    def slope(log_excess: float) -> float:  # in log(α − 1)
+        excess = math.exp(log_excess)
+        return rho * excess**2 + math.log1p(excess) - room
+
+    high = 0.5 * math.log(room / rho)  # there ρ(α − 1)² alone is log(1/δ)
+    low = high
+    while slope(low) > 0:
+        low -= 2.0
+    excess = math.exp(float(brentq(slope, low, high))) if low < high else math.exp(high)
+    return max((1 + excess) * rho - math.log1p(1 / excess) + (room - math.log1p(excess)) / excess, 0.0)
+
+
+def rho_for(epsilon: float, delta: float) -> float:
+    """The largest ρ with `epsilon_concentrated(ρ, delta)` at most `epsilon`; at most 1e-6 of itself less, never more.
+
+    Raises InputError for ε outside [0.05, 500]. Divided by the number of rounds it is what one round may spend.
+    """
+    check_number("epsilon", epsilon, minimum=EPSILON_RANGE[0], maximum=EPSILON_RANGE[1])
+    check_number("delta", delta, above=0, below=1)
+    room = -math.log(delta)
+
+    def beyond(log_excess: float) -> float:  # the ε at which this α is the best one falls as α grows
+        excess = math.exp(log_excess)
+        best = (room - math.log1p(excess)) / excess**2
+        return (1 + 2 * excess) * best - math.log1p(1 / excess) - epsilon
+
+    high = math.log(math.expm1(room))  # there the best ρ is 0
+    low = high
+    while beyond(low) <= 0:
+        low -= 2.0
+    excess = math.exp(float(brentq(beyond, low, high)))
+    exact = (epsilon + math.log1p(1 / excess) - (room - math.log1p(excess)) / excess) / (1 + excess)
+    return exact * (1 - 5e-7)

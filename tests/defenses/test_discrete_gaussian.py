@@ -11,16 +11,23 @@ import math
 import numpy as np
 import pytest
 import torch
+from dp_accounting import dp_event
+from dp_accounting.rdp import RdpAccountant
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.special import logsumexp
 from scipy.stats import binom, binomtest, chi2, chisquare, norm
 
+from defenses.bounds import epsilon_gaussian
 from defenses.discrete_gaussian import (
     BETA,
+    concentrated,
     discrete_gaussian,
+    epsilon_concentrated,
+    rho_for,
     round_to_grid,
     rounded_norm,
+    sum_divergence,
 )
 from fl_core.errors import InputError
 from fl_core.seeds import from_seed
@@ -33,6 +40,16 @@ def log_pmf(sigma: float, reach: int) -> np.ndarray:
     """log P of −reach to reach, summed up in full; `reach` has to be many sigma."""
     exponents = -(np.arange(-reach, reach + 1) ** 2) / (2 * sigma**2)
     return exponents - logsumexp(exponents)
+
+
+def log_pmf_of_sum(sigma: float, clients: int, reach: int) -> np.ndarray:
+    """log P of −reach to reach for a sum of shares, by convolving one by one in logarithms."""
+    share = log_pmf(sigma, 2 * reach)  # at least as far as any difference of two points
+    total = share[reach : 3 * reach + 1]
+    for _ in range(clients - 1):
+        points = np.arange(2 * reach + 1)
+        total = np.array([logsumexp(total + share[2 * reach + point - points]) for point in points])
+    return total
 
 
 # --- the sampler ---
@@ -183,3 +200,126 @@ def test_values_that_are_no_numbers_are_refused() -> None:
         round_to_grid(torch.tensor([[1.0, math.nan]]), 0.1, 1.0, BETA, [from_seed(1)])
     with pytest.raises(ValueError, match="generators"):
         round_to_grid(torch.zeros(2, 3), 0.1, 1.0, BETA, [from_seed(1)])
+
+
+# --- what a sum guarantees ---
+
+
+@pytest.mark.parametrize(("clients", "sigma"), [(2, 0.5), (2, 0.8), (2, 1.2), (3, 0.5), (3, 1.0), (6, 0.6)])
+def test_a_sum_stays_within_half_its_stated_divergence_of_one_discrete_gaussian(clients: int, sigma: float) -> None:
+    total = math.sqrt(clients) * sigma
+    reach = math.ceil(14 * total) + 2
+    gap = log_pmf_of_sum(sigma, clients, reach) - log_pmf(total, reach)
+    near = abs(np.arange(-reach, reach + 1)) <= 5 * total  # further out the window cuts the sum
+    assert abs(gap[near]).max() <= sum_divergence(sigma, clients) / 2 + 1e-12
+
+
+@pytest.mark.parametrize("sigma", [0.5, 0.7, 1.0, 2.0])
+@pytest.mark.parametrize("shift", [1, 2, 3])
+def test_the_renyi_divergence_of_two_shares_summed_never_exceeds_the_stated_rho(sigma: float, shift: int) -> None:
+    reach = math.ceil(60 * sigma) + 40
+    log_p = log_pmf_of_sum(sigma, 2, reach)
+    p, q = log_p[shift:], log_p[: len(log_p) - shift]
+    rho = concentrated(float(shift), sigma, 2, 1)
+    alphas = (1.001, 1.1, 1.5, 2.0, 3.0, 5.0, 8.0)
+    reached = [float(logsumexp(alpha * p + (1 - alpha) * q)) / (alpha - 1) / alpha for alpha in alphas]
+    assert max(reached) <= rho * (1 + 1e-9) + 1e-12
+    if sigma >= 1:  # and by then nothing much is given away either
+        assert min(reached) >= rho * 0.99
+
+
+def test_the_divergence_of_a_sum_has_known_values() -> None:
+    assert sum_divergence(0.5, 1) == 0.0
+    assert sum_divergence(0.5, 2) == pytest.approx(10 * math.exp(-(math.pi**2) / 4))
+    terms = math.exp(-(math.pi**2)) + math.exp(-4 / 3 * math.pi**2) + math.exp(-1.5 * math.pi**2)
+    assert sum_divergence(1.0, 4) == pytest.approx(10 * terms)
+
+
+def test_the_divergence_of_millions_of_shares_is_bounded_from_above() -> None:
+    few, many = sum_divergence(0.5, 1_000_001), sum_divergence(0.5, 3_000_001)
+    limit = 10 * math.exp(-(math.pi**2) / 2)  # that of each further share
+    assert few + 2_000_000 * limit <= many <= (few + 2_000_000 * limit) * (1 + 1e-5)
+
+
+def test_a_sum_is_gaussian_once_shares_are_wide_and_never_better() -> None:
+    mu = 40.0 / (math.sqrt(100) * 6.0)
+    assert concentrated(40.0, 6.0, 100, 10_000) == pytest.approx(mu**2 / 2, rel=1e-12)
+    for sigma in (0.5, 0.7, 1.0, 1.5):
+        assert concentrated(40.0, sigma, 100, 10_000) >= (4.0 / sigma) ** 2 / 2
+
+
+def test_both_forms_of_the_bound_are_used() -> None:
+    tau = sum_divergence(0.5, 100)
+    mu = 300.0 / 5.0
+    assert concentrated(300.0, 0.5, 100, 100) == pytest.approx(mu**2 / 2 + 100 * tau)
+    tau, mu = sum_divergence(1.0, 100), 2.0 / 10.0
+    assert concentrated(2.0, 1.0, 100, 100) == pytest.approx((mu**2 + 2 * tau * 4.0 / 10.0 + 100 * tau**2) / 2)
+
+
+@pytest.mark.parametrize("sigma", [0.49, 0.0, -1.0, math.nan])
+def test_shares_below_half_a_step_are_given_no_guarantee(sigma: float) -> None:
+    with pytest.raises(InputError, match=r"sigma is .* at least 0\.5"):
+        concentrated(1.0, sigma, 2, 1)
+
+
+# --- ρ and ε ---
+
+
+@settings(max_examples=60, deadline=None, derandomize=True)
+@given(log_rho=st.floats(-6.0, 3.0), log_delta=st.floats(-12.0, -1.0))
+def test_epsilon_is_the_least_over_all_orders(log_rho: float, log_delta: float) -> None:
+    rho, delta = 10.0**log_rho, 10.0**log_delta
+    excess = np.logspace(-4, 13, 20_001)  # α − 1
+    every = (1 + excess) * rho - np.log1p(1 / excess) + (math.log(1 / delta) - np.log1p(excess)) / excess
+    epsilon = epsilon_concentrated(rho, delta)
+    assert epsilon <= max(every.min(), 0.0) + 1e-12
+    assert epsilon == pytest.approx(max(every.min(), 0.0), rel=1e-5, abs=1e-9)
+
+
+@pytest.mark.parametrize("rho", [1e-3, 0.05, 0.5, 3.0, 40.0])
+@pytest.mark.parametrize("delta", [1e-9, 1e-5, 1e-2])
+def test_epsilon_agrees_with_the_renyi_accountant(rho: float, delta: float) -> None:
+    orders = list(1 + np.logspace(-2, 4, 3001))
+    accountant = RdpAccountant(orders)
+    accountant.compose(dp_event.ZCDpEvent(rho=rho))
+    by_orders = accountant.get_epsilon(delta)
+    epsilon = epsilon_concentrated(rho, delta)
+    assert epsilon <= by_orders * (1 + 1e-9) + 1e-12
+    assert epsilon == pytest.approx(by_orders, rel=1e-4)
+
+
+@pytest.mark.parametrize("mu", [0.1, 0.5, 1.0, 3.0, 10.0, 30.0])
+@pytest.mark.parametrize("delta", [1e-10, 1e-5])
+def test_epsilon_lies_above_the_exact_gaussian_by_at_most_an_eighth(mu: float, delta: float) -> None:
+    exact = epsilon_gaussian(mu, delta)
+    assert exact <= epsilon_concentrated(mu**2 / 2, delta) <= 1.125 * exact
+
+
+@settings(max_examples=200, deadline=None, derandomize=True)
+@given(epsilon=st.floats(0.05, 500.0), log_delta=st.floats(-12.0, -0.05))
+def test_rho_for_an_epsilon_is_safe_and_a_millionth_more_is_not(epsilon: float, log_delta: float) -> None:
+    rho = rho_for(epsilon, 10.0**log_delta)
+    assert epsilon_concentrated(rho, 10.0**log_delta) <= epsilon
+    assert epsilon_concentrated(rho * (1 + 1e-6), 10.0**log_delta) > epsilon
+
+
+def test_a_rho_of_nothing_costs_nothing_and_more_rho_or_less_delta_costs_more() -> None:
+    assert epsilon_concentrated(0.0, 1e-5) == 0.0
+    assert epsilon_concentrated(1e-9, 0.5) == 0.0
+    by_rho = [epsilon_concentrated(10.0**power, 1e-5) for power in range(-12, 5)]
+    assert by_rho == sorted(by_rho)
+    by_delta = [epsilon_concentrated(0.3, 10.0**-power) for power in range(1, 301, 10)]
+    assert by_delta == sorted(by_delta)
+
+
+@pytest.mark.parametrize("epsilon", [0.049, 501.0, math.inf, math.nan])
+def test_an_epsilon_outside_the_range_is_refused(epsilon: float) -> None:
+    with pytest.raises(InputError, match=r"epsilon.*at least 0\.05 and at most 500"):
+        rho_for(epsilon, 1e-5)
+
+
+@pytest.mark.parametrize("delta", [0.0, 1.0, -1e-5, math.nan])
+def test_a_delta_that_is_none_is_refused(delta: float) -> None:
+    for convert in (epsilon_concentrated, rho_for):
+        with pytest.raises(InputError, match="delta"):
+            convert(1.0, delta)
