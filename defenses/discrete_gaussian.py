@@ -4,12 +4,17 @@ The distributed discrete Gaussian mechanism of Kairouz, Liu & Steinke 2021 (KLS2
 `clip_norm`, rounds it at random to a grid, and adds discrete Gaussian noise. Everything is an integer, so the sum can
 be taken under secure aggregation's masks, and only the sum has to carry enough noise. The sampler, and the step from
 concentrated differential privacy (zCDP) to (ε, δ), are those of Canonne, Kamath & Steinke 2020 (CKS20).
+
+`plan` fits the grid, the noise and the guarantee together. It works in two units: that of the values, and grid steps,
+which are `granularity` values long. No random rotation is done before rounding, so the grid has to cover the worst
+case in which one coordinate holds all of every client's update.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -221,3 +226,122 @@ def rho_for(epsilon: float, delta: float) -> float:
     excess = math.exp(float(brentq(beyond, low, high)))
     exact = (epsilon + math.log1p(1 / excess) - (room - math.log1p(excess)) / excess) / (1 + excess)
     return exact * (1 - 5e-7)
+
+
+def granularity_for(bits: int, clients: int, clip_norm: float, sigma_total: float, spread: float = SPREAD) -> float:
+    """γ for which the sum of `clients` rounded, noised updates fits into a signed integer of `bits` bits.
+
+    `sigma_total` is the standard deviation of the summed noise, in the unit of the values, as γ and `clip_norm` are.
+    The grid covers every client's update in one coordinate, rounded up, and `spread` standard deviations of noise:
+    n(C/γ + 1) + spread·σ_total/γ = 2^(bits−1) − 1. What is left to chance is `overflow_bound`. Raises InputError if
+    the integer is too small for two grid steps a client.
+    """
+    check_number("bits", bits, minimum=2, maximum=LARGEST_BITS, integer=True)
+    check_number("clients", clients, minimum=1, integer=True)
+    check_number("clip_norm", clip_norm, above=0)
+    check_number("sigma_total", sigma_total, minimum=0)
+    check_number("spread", spread, above=0)
+    largest = (1 << (bits - 1)) - 1
+    if largest < 2 * clients:
+        raise InputError(
+            f"a sum of {bits} bits holds no two grid steps from each of {clients} clients; it needs at least "
+            f"{(2 * clients + 1).bit_length() + 1} bits: raise bits or lower the number of clients"
+        )
+    return (clients * clip_norm + spread * sigma_total) / (largest - clients)
+
+
+def overflow_bound(
+    *, bits: int, granularity: float, sigma: float, clients: int, clip_norm: float, dimension: int
+) -> float:
+    """A bound on the chance that any of the `dimension` coordinates of one round's sum leaves `bits` signed bits.
+
+    `sigma` is a client's, in grid steps. The updates alone never exceed n(C/γ + 1); a discrete Gaussian is
+    sub-Gaussian with its σ² (CKS20), so the noise exceeds the room r that is left with a chance of at most
+    2d·exp(−r²/2nσ²). An overflow wraps around and spoils the sum; it costs no privacy, as wrapping comes after noise.
+    """
+    room = 2 ** (bits - 1) - 1 - clients * (clip_norm / granularity + 1)
+    return 1.0 if room <= 0 else min(2 * dimension * math.exp(-(room**2) / (2 * clients * sigma**2)), 1.0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class NoisePlan:
+    """A grid, the noise on it, and what one round of it guarantees; made by `plan`.
+
+    Lengths with "in grid steps" times `granularity` are in the unit of the values.
+    """
+
+    granularity: float
+    sigma: float  # of one client's share, in grid steps
+    sensitivity: float  # the most that one client's rounded update can be long (L2), in grid steps
+    tau: float  # `sum_divergence`
+    overflow: float  # `overflow_bound` of one round
+    rho: float  # one round is ρ-zCDP against the sum, if all clients' shares are in it
+    noise_multiplier: float
+    clip_norm: float
+    clients: int
+    dimension: int
+    bits: int
+    beta: float
+
+    def rho_with(self, shares: int) -> float:
+        """One round's ρ if only `shares` of the planned shares of noise count: the others dropped out or collude."""
+        check_number("shares", shares, minimum=1, maximum=self.clients, integer=True)
+        return concentrated(self.sensitivity, self.sigma, shares, self.dimension)
+
+    def epsilon(self, rounds: int, delta: float) -> float:
+        """ε at `delta` over `rounds` rounds, each with all clients' shares."""
+        check_number("rounds", rounds, minimum=0, integer=True)
+        return epsilon_concentrated(rounds * self.rho, delta)
+
+
+def plan(
+    *,
+    noise_multiplier: float,
+    clip_norm: float,
+    clients: int,
+    dimension: int,
+    bits: int,
+    beta: float = BETA,
+    spread: float = SPREAD,
+) -> NoisePlan:
+    """The finest grid that `bits` signed bits allow for the sum, with the noise and the guarantee that go with it.
+
+    `noise_multiplier` is the summed noise's standard deviation over `clip_norm`, as in DP-FedAvg; each of the
+    `clients` adds 1/√n of it. A Gaussian mechanism would be 1/(2·noise_multiplier²)-zCDP a round; `rho` is what
+    rounding, which lengthens updates, and summing, which is not quite Gaussian, make of it. Its formal guarantee is
+    that of `concentrated`. Raises InputError where `bits` are too few for half a grid step of noise a client.
+    """
+    check_number("noise_multiplier", noise_multiplier, above=0)
+    granularity = granularity_for(bits, clients, clip_norm, noise_multiplier * clip_norm, spread)
+    sigma = noise_multiplier * clip_norm / granularity / math.sqrt(clients)
+    if sigma < LEAST_SHARE:
+        # What the sum has to hold at the coarsest grid on which a share is still half a step.
+        largest = clients + (clients / noise_multiplier + spread) * math.sqrt(clients) * LEAST_SHARE
+        needed = math.ceil(math.log2(largest + 1)) + 1
+        remedy = f"use at least {needed} bits" if needed <= LARGEST_BITS else "raise noise_multiplier"
+        raise InputError(
+            f"{bits} bits leave each of {clients} clients noise of {sigma:.3g} grid steps; it must be at least "
+            f"{LEAST_SHARE:g} for the sum's guarantee to hold: {remedy}"
+        )
+    sensitivity = rounded_norm(clip_norm, granularity, dimension, beta) / granularity
+    return NoisePlan(
+        granularity=granularity,
+        sigma=sigma,
+        sensitivity=sensitivity,
+        tau=sum_divergence(sigma, clients),
+        overflow=overflow_bound(
+            bits=bits,
+            granularity=granularity,
+            sigma=sigma,
+            clients=clients,
+            clip_norm=clip_norm,
+            dimension=dimension,
+        ),
+        rho=concentrated(sensitivity, sigma, clients, dimension),
+        noise_multiplier=noise_multiplier,
+        clip_norm=clip_norm,
+        clients=clients,
+        dimension=dimension,
+        bits=bits,
+        beta=beta,
+    )

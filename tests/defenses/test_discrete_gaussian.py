@@ -6,6 +6,7 @@ would fail it with the chance that FALSE_ALARM states, once for each parameter.
 
 from __future__ import annotations
 
+import dataclasses
 import math
 
 import numpy as np
@@ -24,6 +25,9 @@ from defenses.discrete_gaussian import (
     concentrated,
     discrete_gaussian,
     epsilon_concentrated,
+    granularity_for,
+    overflow_bound,
+    plan,
     rho_for,
     round_to_grid,
     rounded_norm,
@@ -323,3 +327,109 @@ def test_a_delta_that_is_none_is_refused(delta: float) -> None:
     for convert in (epsilon_concentrated, rho_for):
         with pytest.raises(InputError, match="delta"):
             convert(1.0, delta)
+
+
+# --- planning ---
+
+SETTING = {"noise_multiplier": 1.0, "clip_norm": 0.5, "clients": 20, "dimension": 1000}
+
+
+def test_the_worst_updates_and_their_noise_fit_and_a_tenth_finer_grid_would_not() -> None:
+    bits, clients, clip_norm, total = 12, 30, 0.4, 0.7
+    granularity = granularity_for(bits, clients, clip_norm, total, spread=6.0)
+    most = clients * (clip_norm / granularity + 1) + 6.0 * total / granularity
+    assert most == pytest.approx(2**11 - 1)
+    finer = 0.9 * granularity
+    assert clients * clip_norm / finer + 6.0 * total / finer > 2**11 - 1
+
+
+def test_overflow_is_bounded_and_happens_no_more_often_than_that() -> None:
+    # Little room, so that overflows happen: all clients hold the same coordinate at the clip norm.
+    bits, clients, clip_norm, tries = 10, 4, 1.0, 100_000
+    granularity = granularity_for(bits, clients, clip_norm, 4.0, spread=2.5)
+    sigma = 4.0 / granularity / math.sqrt(clients)
+    bound = overflow_bound(
+        bits=bits, granularity=granularity, sigma=sigma, clients=clients, clip_norm=clip_norm, dimension=1
+    )
+    assert bound == pytest.approx(2 * math.exp(-(2.5**2) / 2))
+    noise = discrete_gaussian((clients, tries), sigma, from_seed(31)).sum(dim=0)
+    total = clients * math.ceil(clip_norm / granularity) + noise
+    share = float((total.abs() > 2 ** (bits - 1) - 1).double().mean())
+    assert 0 < share <= bound  # the bound is loose enough for chance to play no part
+
+
+def test_a_plan_with_many_bits_is_as_good_as_the_gaussian_mechanism() -> None:
+    made = plan(**SETTING, bits=32)
+    assert 0.5 <= made.rho <= 0.5 * (1 + 1e-6)
+    assert made.sigma * made.granularity * math.sqrt(20) == pytest.approx(0.5)
+    assert made.overflow < 1e-15
+    assert made.epsilon(10, 1e-5) == epsilon_concentrated(10 * made.rho, 1e-5)
+
+
+def test_fewer_bits_never_lower_rho() -> None:
+    rhos = [plan(**SETTING, bits=bits).rho for bits in range(8, 33)]
+    assert rhos == sorted(rhos, reverse=True)
+
+
+def test_clients_who_drop_out_take_their_noise_with_them() -> None:
+    made = plan(**SETTING, bits=24)
+    assert made.rho_with(20) == made.rho
+    assert made.rho_with(10) == pytest.approx(2 * made.rho)
+    for shares in (0, 21):
+        with pytest.raises(InputError, match=r"shares is .* at least 1 and at most 20"):
+            made.rho_with(shares)
+
+
+@pytest.mark.parametrize("clients", [1, 2, 20, 1000])
+@pytest.mark.parametrize("noise_multiplier", [0.05, 1.0, 20.0])
+def test_a_plan_asks_for_the_fewest_bits_that_do(clients: int, noise_multiplier: float) -> None:
+    setting = {**SETTING, "clients": clients, "noise_multiplier": noise_multiplier}
+    fewest = 2
+    while True:
+        try:
+            made = plan(**setting, bits=fewest)
+        except InputError as refused:
+            told = str(refused)
+            assert "\n" not in told
+            assert f"{fewest} bits" in told
+            fewest += 1
+        else:
+            break
+    assert f"at least {fewest} bits" in told
+    assert made.sigma >= 0.5
+    assert made.overflow < 1e-18
+
+
+def test_noise_too_small_for_any_number_of_bits_is_said_to_be() -> None:
+    with pytest.raises(InputError, match="raise noise_multiplier"):
+        plan(**{**SETTING, "noise_multiplier": 1e-13}, bits=32)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("noise_multiplier", 0.0), ("clip_norm", -1.0), ("clients", 0), ("dimension", 0), ("bits", 49), ("beta", 1.0)],
+)
+def test_a_plan_of_impossible_numbers_is_refused(name: str, value: float) -> None:
+    with pytest.raises(InputError, match=name):
+        plan(**{**SETTING, "bits": 16, name: value})
+
+
+def test_planned_rounds_come_back_as_the_sum_of_updates_with_the_stated_noise() -> None:
+    made = plan(noise_multiplier=0.3, clip_norm=1.0, clients=6, dimension=4000, bits=20)
+    updates = torch.randn(6, 4000, generator=from_seed(41))
+    updates /= torch.linalg.vector_norm(updates, dim=1, keepdim=True)
+    rounded = round_to_grid(
+        updates, made.granularity, made.clip_norm, made.beta, [from_seed(lane) for lane in range(6)]
+    )
+    shares = torch.stack([discrete_gaussian((4000,), made.sigma, from_seed(100 + lane)) for lane in range(6)])
+    total = (rounded + shares).sum(dim=0)
+    assert int(total.abs().max()) < 2**19
+    missed = (total * made.granularity - updates.sum(dim=0).double()).numpy()
+    # Rounding adds at most n·γ²/4 to the variance, here a hundred-thousandth of it.
+    low, high = chi2.ppf([FALSE_ALARM / 2, 1 - FALSE_ALARM / 2], 4000) / 4000
+    assert low < np.mean(missed**2) / 0.3**2 < high * 1.001
+
+
+def test_a_plan_cannot_be_changed_by_accident() -> None:
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        plan(**SETTING, bits=16).sigma = 0.0  # type: ignore[misc]
