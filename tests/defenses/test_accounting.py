@@ -10,8 +10,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from defenses.accounting import (
-    NoGuarantee,
-    PrivacyStatement,
     calibrate,
     calibrate_worst,
     epsilon_pld,
