@@ -48,8 +48,12 @@ class Defense:
         """The defence ready for a run of this plan: calibrated, where there is noise."""
         return self
 
-    def server_state(self) -> Tree:
-        """What the defence keeps at the server and sends with every model, at first [...]; names have a `/` in them."""
+    def server_state(self, message: Tree) -> Tree:
+        """What the defence keeps at the server, at first [...]; names have a `/` in them. `message` is like an update."""
+        return {}
+
+    def broadcast(self, kept: Tree) -> Tree:
+        """What of it the server sends with every model."""
         return {}
 
     def client_state(self) -> Tree:

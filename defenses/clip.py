@@ -56,12 +56,15 @@ class Clip(Defense):
         adapts = self.unit == "example" and self.clip.adaptive
         return {CLIP: torch.tensor(float(self.clip_norm))} if adapts else {}
 
-    def server_state(self) -> Tree:
+    def server_state(self, message: Tree) -> Tree:
         adapts = self.unit == "client" and self.clip.adaptive
         return {UPDATE_CLIP: torch.tensor(float(self.clip_norm))} if adapts else {}
 
     def example_rule(self, expected_batch: float) -> ClipExamples | None:
         return ClipExamples(self.clip) if self.unit == "example" else None
+
+    def broadcast(self, kept: Tree) -> Tree:
+        return {name: value for name, value in kept.items() if name == UPDATE_CLIP}
 
     def on_update(self, updates: Tree, senders: Senders) -> Tree:
         return clipped(self.clip, updates, senders) if self.unit == "client" else updates

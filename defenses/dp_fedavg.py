@@ -98,8 +98,11 @@ class DPFedAvg(Defense):
         ready.check(plan)
         return ready
 
-    def server_state(self) -> Tree:
+    def server_state(self, message: Tree) -> Tree:
         return {UPDATE_CLIP: torch.tensor(float(self.clip_norm))} if self.clip.adaptive else {}
+
+    def broadcast(self, kept: Tree) -> Tree:
+        return {name: value for name, value in kept.items() if name == UPDATE_CLIP}
 
     def on_update(self, updates: Tree, senders: Senders) -> Tree:
         found = clipped(self.clip, updates, senders)

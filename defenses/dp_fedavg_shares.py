@@ -16,9 +16,11 @@ from defenses.discrete_gaussian import (
     concentrated,
     discrete_gaussian,
     epsilon_concentrated,
-    plan as noise_plan,
     rho_for,
     round_to_grid,
+)
+from defenses.discrete_gaussian import (
+    plan as noise_plan,
 )
 from defenses.dp_fedavg import check_sums
 from defenses.statements import NoGuarantee, PrivacyStatement

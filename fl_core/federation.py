@@ -189,7 +189,8 @@ def initial_state(federation: Federation) -> State:
     device = federation.data.images.device
     model = {name: torch.stack([one[name] for one in each]).to(device) for name in each[0]}
     algorithm, defense, rows, clients = federation.algorithm, federation.defense, len(each), len(federation.sizes)
-    server, client = defense.server_state(), defense.client_state()
+    message = {name: value[0] for name, value in no_updates(algorithm, model).items()}
+    server, client = defense.server_state(message), defense.client_state()
     return State(
         round=0,
         model=model,
@@ -281,7 +282,7 @@ def play_round(federation: Federation, state: State, recorder: Recorder, train: 
     algorithm, defense, round = federation.algorithm, federation.defense, state.round
 
     cohort = federation.cohort(round)
-    sent = algorithm.broadcast(state.model, state.server) | state.defense
+    sent = algorithm.broadcast(state.model, state.server) | defense.broadcast(state.defense)
     recorder.broadcast(round, sent)
     past = {**state.past, round: sent}
 

@@ -14,6 +14,8 @@ import torch
 
 from attacks.base import MembershipKnowledge
 from attacks.metrics import auc
+from fl_core.defended import Senders
+from tests.plans import plan
 
 BLOCKS = re.findall(r"```python\n(.*?)```", (Path(__file__).parent.parent / "CONTRIBUTING.md").read_text(), re.DOTALL)
 
@@ -36,6 +38,8 @@ def test_the_attack_finds_members_whose_outputs_are_surer(monkeypatch: pytest.Mo
 
 def test_the_defence_rounds_updates_and_promises_nothing(monkeypatch: pytest.MonkeyPatch):
     rounding = defined_in(BLOCKS[1], monkeypatch).Rounding(step=0.5)
-    assert rounding.on_update({"w": torch.tensor([[[0.7, -0.2]]])}, [])["w"].tolist() == [[[0.5, 0.0]]]
-    assert rounding.guarantee("server", "example", []).epsilon == np.inf
+    assert rounding.on_update({"w": torch.tensor([[[0.7, -0.2]]])}, Senders({}, [], 1.0))["w"].tolist() == [
+        [[0.5, 0.0]]
+    ]
+    assert rounding.guarantee("server", "example", plan()).epsilon == np.inf
     assert rounding.example_rule(4.0) is None

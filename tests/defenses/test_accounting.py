@@ -10,13 +10,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from defenses.accounting import (
+    Event,
     calibrate,
     calibrate_worst,
     epsilon_pld,
     epsilon_prv,
     epsilon_rdp,
+    event_of,
 )
-from defenses.bounds import epsilon_gaussian
+from defenses.bounds import delta_gaussian, epsilon_gaussian
+from defenses.statements import NoGuarantee, PrivacyStatement
 from fl_core.errors import InputError
 from fl_core.sampling import Poisson, SamplingEvent, Shuffled
 
@@ -165,17 +168,82 @@ def test_without_noise_there_is_no_epsilon_and_without_draws_it_is_zero() -> Non
         assert epsilon_by(1.0, poisson(0.0, 10) + poisson(0.1, 0), DELTA) == 0.0
 
 
-def test_shuffled_batches_are_refused_with_the_reason() -> None:
-    events = [Shuffled(local_epochs=2, batch_size=10).event(100, rounds=5)]
-    for refused in (
-        lambda: epsilon_pld(1.0, events, DELTA),
-        lambda: epsilon_rdp(1.0, events, DELTA),
-        lambda: epsilon_prv(1.0, events, DELTA),
-        lambda: calibrate(1.0, DELTA, events),
-        lambda: calibrate_worst(1.0, DELTA, [events]),
-    ):
-        with pytest.raises(InputError, match=r"no amplification analysis for shuffling.*use Poisson"):
-            refused()
+def test_shuffled_batches_amplify_nothing_and_neighbours_replace_an_example() -> None:
+    event = Shuffled(local_epochs=2, batch_size=10).event(100, rounds=5)
+    assert event_of(event) == Event(relation="replace", rate=1.0, steps=10)
+    exact = epsilon_gaussian(2 * math.sqrt(10) / 8.0, DELTA)  # ten visits, each moving a sum by two clips
+    assert epsilon_pld(8.0, [event], DELTA) == pytest.approx(exact, rel=1e-4)
+    assert epsilon_prv(8.0, [event], DELTA) == pytest.approx(exact, rel=1e-2)
+    assert exact <= epsilon_rdp(8.0, [event], DELTA) <= 1.2 * exact
+    sigma = calibrate_worst(1.0, DELTA, [[event]])
+    assert epsilon_gaussian(2 * math.sqrt(10) / sigma, DELTA) == pytest.approx(1.0, rel=2e-3)
+
+
+# Draws without replacement
+
+
+def draws(rate: float, steps: int) -> list[Event]:
+    return [Event(relation="replace", rate=rate, steps=steps)]
+
+
+@pytest.mark.parametrize("noise", [1.0, 2.0, 8.0])
+@pytest.mark.parametrize("rate", [0.01, 0.1, 0.5])
+@pytest.mark.parametrize("delta", [1e-6, 1e-3])
+def test_one_draw_without_replacement_is_balle_s_theorem(noise: float, rate: float, delta: float) -> None:
+    # Balle, Barthe & Gaboardi 2018, Theorem 9: δ'(log(1 + q(e^ε − 1))) = q δ(ε), δ being the unsampled mechanism's.
+    if delta / rate >= delta_gaussian(0.0, 2 / noise):
+        pytest.skip("δ alone covers it")
+    unsampled = epsilon_gaussian(2 / noise, delta / rate)
+    exact = math.log1p(rate * math.expm1(unsampled))
+    assert epsilon_pld(noise, draws(rate, 1), delta) == pytest.approx(exact, rel=1e-3)
+
+
+@pytest.mark.parametrize(("rate", "noise", "steps"), [(0.01, 4.0, 500), (0.1, 8.0, 100), (0.3, 20.0, 200)])
+def test_draws_without_replacement_cost_less_than_by_renyi_and_no_less_than_a_pair_of_data_sets_shows(
+    rate: float, noise: float, steps: int
+) -> None:
+    ours = epsilon_pld(noise, draws(rate, steps), DELTA)
+    assert ours <= epsilon_rdp(noise, draws(rate, steps), DELTA)
+    assert ours < epsilon_pld(noise, draws(1.0, steps), DELTA)
+    # All others at −C, and one at C instead: that pair's loss is the Poisson one's towards removal, at half the noise.
+    shown = epsilon_pld(noise / 2, poisson(rate, steps), DELTA)
+    assert shown * (1 - 1e-3) <= ours <= 1.25 * shown
+
+
+def test_rounds_of_all_clients_without_replacement_are_a_gaussian_mechanism() -> None:
+    assert epsilon_pld(20.0, draws(1.0, 25), DELTA) == pytest.approx(epsilon_gaussian(2 * 5 / 20.0, DELTA), rel=1e-4)
+
+
+def test_prv_does_not_speak_of_draws_without_replacement() -> None:
+    with pytest.raises(InputError, match="without replacement"):
+        epsilon_prv(1.0, draws(0.1, 5), DELTA)
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    rate=st.floats(0.01, 0.9),
+    noise=st.floats(1.0, 10.0),
+    steps=st.integers(1, 60),
+    relation=st.sampled_from(["add or remove", "replace", "zero out"]),
+)
+def test_more_rounds_a_larger_rate_and_less_noise_never_lower_epsilon(rate, noise, steps, relation) -> None:
+    def epsilon(rate: float, noise: float, steps: int) -> float:
+        return epsilon_pld(noise, [Event(relation=relation, rate=rate, steps=steps)], DELTA)
+
+    slack = 1 + 3e-4  # the grid's width
+    least = epsilon(rate, noise, steps)
+    assert epsilon(rate, noise, steps + 5) * slack >= least
+    assert epsilon(min(1.0, 1.2 * rate), noise, steps) * slack >= least
+    assert epsilon(rate, 0.8 * noise, steps) * slack >= least
+
+
+@settings(max_examples=15, deadline=None)
+@given(st.permutations([(0.1, 5), (0.5, 2), (1.0, 3)]))
+def test_the_order_of_composition_does_not_matter_to_epsilon(order) -> None:
+    relations = {0.1: "add or remove", 0.5: "replace", 1.0: "zero out"}
+    events = [Event(relation=relations[rate], rate=rate, steps=steps) for rate, steps in order]
+    first = [Event(relation=relations[rate], rate=rate, steps=steps) for rate, steps in sorted(order)]
+    assert epsilon_pld(5.0, events, DELTA) == epsilon_pld(5.0, first, DELTA)
 
 
 @pytest.mark.parametrize("epsilon", [0.0, 0.049, 501.0, math.inf, math.nan, -1.0])

@@ -240,5 +240,5 @@ def test_what_is_no_rate_or_no_guarantee_is_refused(dp_sgd: TradeOff) -> None:
         TradeOff(epsilons=(1.0,), deltas=(2.0,))
     with pytest.raises(InputError, match="lacks deltas"):
         TradeOff.from_dict({"epsilons": [1.0]})
-    with pytest.raises(InputError, match="use Poisson"):
-        trade_off_pld(0.0, [SamplingEvent(sampler="shuffled", rate=1.0, steps=3)])
+    with pytest.raises(InputError, match="noise_multiplier"):
+        trade_off_pld(-1.0, [SamplingEvent(sampler="shuffled", rate=1.0, steps=3)])

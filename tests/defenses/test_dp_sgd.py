@@ -15,17 +15,22 @@ from opacus.optimizers import DPOptimizer
 from scipy.stats import chi2, norm
 from torch import Tensor
 
-from defenses.accounting import NoGuarantee, PrivacyStatement
 from defenses.base import Defense
-from defenses.clipping import norms
-from defenses.dp_sgd import DPSGD, ClipAndNoise
+from defenses.bounds import epsilon_gaussian
+from defenses.clipping import Clipping, norms
+from defenses.dp_sgd import DPSGD
+from defenses.rules import ClipAndNoise
+from defenses.statements import NoGuarantee, PrivacyStatement
 from fl_core.architectures import CNN
+from fl_core.defended import Senders, Summed
 from fl_core.errors import InputError
 from fl_core.lanes import descend
 from fl_core.models import ClassificationLosses, initial_parameters
 from fl_core.optimizers import SGD, Tree
+from fl_core.rules import Step
 from fl_core.sampling import ExampleFeed, Poisson, SamplingEvent, Shuffled
 from fl_core.seeds import generator
+from tests.plans import plan
 
 EVENT = SamplingEvent(sampler="poisson", rate=0.1, steps=50)
 ROUNDING = 1e-5
@@ -39,6 +44,15 @@ def random_gradients(lanes: int, batch: int, scale: float = 1.0, seed: int = 0) 
     draw = torch.Generator().manual_seed(seed)
     shapes = {"weight": (4, 3), "bias": (4,)}
     return {name: scale * torch.randn(lanes, batch, *s, generator=draw) for name, s in shapes.items()}
+
+
+def rule_of(clip: float, sigma: float, expected: float) -> ClipAndNoise:
+    return ClipAndNoise(Clipping(norm=clip), sigma, expected)
+
+
+def stepped(rule: ClipAndNoise, gradients: Tree, mask: Tensor, draws: list[torch.Generator]) -> Tree:
+    step = Step({}, draws, {})
+    return rule.finish(rule.sum(gradients, mask, (), step), step)
 
 
 def flat(step: Tree) -> Tensor:
@@ -74,7 +88,7 @@ def test_steps_are_opacus_s_under_the_same_noise(backend: str, momentum: float, 
         ClassificationLosses(model()),
         ExampleFeed(images, labels, plan),
         SGD(lr=0.5, momentum=momentum),
-        rule=ClipAndNoise(clip, sigma, expected),
+        rule=rule_of(clip, sigma, expected),
         generators=generators(2),
         backend=backend,
     )
@@ -115,20 +129,20 @@ def test_steps_are_opacus_s_under_the_same_noise(backend: str, momentum: float, 
 
 def test_the_step_is_the_clipped_sum_over_the_public_number():
     gradients = {"x": torch.tensor([[[3.0, 4.0], [0.3, 0.4], [9.0, 9.0]]])}
-    step = ClipAndNoise(1.0, 0.0, 8.0).on_examples(gradients, torch.tensor([[1.0, 1.0, 0.0]]), generators(1))
+    step = stepped(rule_of(1.0, 0.0, 8.0), gradients, torch.tensor([[1.0, 1.0, 0.0]]), generators(1))
     torch.testing.assert_close(step["x"], torch.tensor([[0.6 + 0.3, 0.8 + 0.4]]) / 8)
 
 
 def test_the_denominator_is_not_the_real_batch_size():
     for batch in (1, 3, 9):
         gradients = {"x": torch.full((1, batch, 1), 0.5)}
-        step = ClipAndNoise(1.0, 0.0, 4.0).on_examples(gradients, torch.ones(1, batch), generators(1))
+        step = stepped(rule_of(1.0, 0.0, 4.0), gradients, torch.ones(1, batch), generators(1))
         torch.testing.assert_close(step["x"], torch.tensor([[0.5 * batch / 4]]))
 
 
 @pytest.mark.parametrize("garbage", [1.0, 1e18, 1e30])
 def test_padded_examples_contribute_exactly_zero(garbage: float):
-    rule = ClipAndNoise(1.0, 0.5, 4.0)
+    rule = rule_of(1.0, 0.5, 4.0)
     real = random_gradients(2, 5)
     mask = torch.tensor([[1.0, 1, 1, 0, 0], [1, 0, 0, 0, 0]])
     dirty = {name: value.clone() for name, value in real.items()}
@@ -136,16 +150,14 @@ def test_padded_examples_contribute_exactly_zero(garbage: float):
     for name in real:
         dirty[name][mask == 0] = garbage
         clean[name][mask == 0] = 0
-    assert torch.equal(
-        flat(rule.on_examples(dirty, mask, generators(2))), flat(rule.on_examples(clean, mask, generators(2)))
-    )
+    assert torch.equal(flat(stepped(rule, dirty, mask, generators(2))), flat(stepped(rule, clean, mask, generators(2))))
 
 
 @pytest.mark.parametrize("batch", [0, 3])
 def test_an_empty_batch_gives_noise_alone(batch: int):
     # Whether nothing was drawn for the whole stack, or only padding stands in for this lane.
-    rule = ClipAndNoise(2.0, 0.5, 4.0)
-    step = rule.on_examples(random_gradients(2, batch), torch.zeros(2, batch), generators(2))
+    rule = rule_of(2.0, 0.5, 4.0)
+    step = stepped(rule, random_gradients(2, batch), torch.zeros(2, batch), generators(2))
     for lane, draw in enumerate(generators(2)):
         torch.testing.assert_close(flat(step)[lane], torch.randn(16, generator=draw) * 0.5 * 2.0 / 4.0)
 
@@ -154,8 +166,8 @@ def test_an_empty_batch_gives_noise_alone(batch: int):
 def test_the_noise_has_the_stated_deviation_whatever_the_batch(batch: int):
     clip, sigma, expected, size = 0.3, 1.7, 5.0, 40_000
     gradients = {"x": torch.randn(2, batch, size)}
-    noisy = ClipAndNoise(clip, sigma, expected).on_examples(gradients, torch.ones(2, batch), generators(2))
-    quiet = ClipAndNoise(clip, 0.0, expected).on_examples(gradients, torch.ones(2, batch), generators(2))
+    noisy = stepped(rule_of(clip, sigma, expected), gradients, torch.ones(2, batch), generators(2))
+    quiet = stepped(rule_of(clip, 0.0, expected), gradients, torch.ones(2, batch), generators(2))
     noise = (flat(noisy) - flat(quiet)).double() * expected / (clip * sigma)
     for lane in noise:
         # False alarm 1e-6 for each: chi-square for the deviation, normal for the mean.
@@ -168,13 +180,13 @@ def test_the_noise_has_the_stated_deviation_whatever_the_batch(batch: int):
 
 def test_a_parameter_may_be_one_number():
     gradients = {"x": torch.tensor([[[3.0, 0.0]]]), "scale": torch.tensor([[4.0]])}
-    step = ClipAndNoise(1.0, 0.0, 1.0).on_examples(gradients, torch.ones(1, 1), generators(1))
+    step = stepped(rule_of(1.0, 0.0, 1.0), gradients, torch.ones(1, 1), generators(1))
     torch.testing.assert_close(step["scale"], torch.tensor([0.8]))
 
 
 def test_noise_is_fresh_in_every_step():
-    rule, draws = ClipAndNoise(1.0, 1.0, 1.0), generators(1)
-    steps = [flat(rule.on_examples(random_gradients(1, 0), torch.zeros(1, 0), draws)) for _ in range(2)]
+    rule, draws = rule_of(1.0, 1.0, 1.0), generators(1)
+    steps = [flat(stepped(rule, random_gradients(1, 0), torch.zeros(1, 0), draws)) for _ in range(2)]
     assert not (steps[0] == steps[1]).any()
 
 
@@ -186,10 +198,10 @@ def test_noise_is_fresh_in_every_step():
 )
 def test_neighbouring_batches_sums_differ_by_at_most_the_clip(seed, batch, scale, clip):
     gradients = random_gradients(1, batch, scale, seed)
-    rule = ClipAndNoise(clip, 0.0, 1.0)
-    whole = flat(rule.on_examples(gradients, torch.ones(1, batch), generators(1))).double()
+    rule = rule_of(clip, 0.0, 1.0)
+    whole = flat(stepped(rule, gradients, torch.ones(1, batch), generators(1))).double()
     without = {name: value[:, 1:] for name, value in gradients.items()}
-    rest = flat(rule.on_examples(without, torch.ones(1, batch - 1), generators(1))).double()
+    rest = flat(stepped(rule, without, torch.ones(1, batch - 1), generators(1))).double()
     distance = (whole - rest).norm().item()
     # Float rounding of a sum of `batch` vectors, each at most the clip long.
     assert distance <= clip * (1 + 1e-6 * batch)
@@ -202,10 +214,10 @@ def test_neighbouring_batches_sums_differ_by_at_most_the_clip(seed, batch, scale
 @pytest.mark.parametrize("epsilon", [0.5, 2.0, 8.0, 100.0])
 def test_the_stated_epsilon_is_at_most_the_asked_one_and_within_a_fifth_of_a_percent(epsilon: float):
     events = [EVENT, SamplingEvent(sampler="poisson", rate=0.2, steps=25), EVENT]
-    prepared = defense(epsilon=epsilon).prepare(events)
+    prepared = defense(epsilon=epsilon).prepare(plan(events))
     assert isinstance(prepared, DPSGD)
     for view in ("server", "secure_server", "participant", "released_model"):
-        stated = prepared.guarantee(view, "example", events)
+        stated = prepared.guarantee(view, "example", plan(events))
         assert isinstance(stated, PrivacyStatement)
         assert epsilon * 0.998 <= stated.epsilon <= epsilon
         assert (stated.delta, stated.unit, stated.view) == (1e-5, "example", view)
@@ -214,19 +226,19 @@ def test_the_stated_epsilon_is_at_most_the_asked_one_and_within_a_fifth_of_a_per
 
 def test_every_client_is_covered_by_the_noise_that_the_worst_one_needs():
     worst = SamplingEvent(sampler="poisson", rate=0.5, steps=50)
-    both = defense().prepare([EVENT, worst])
-    alone = defense().prepare([worst])
+    both = defense().prepare(plan([EVENT, worst]))
+    alone = defense().prepare(plan([worst]))
     assert isinstance(both, DPSGD)
     assert isinstance(alone, DPSGD)
     assert both.noise_multiplier == alone.noise_multiplier
-    stated = both.guarantee("server", "example", [EVENT, worst])
+    stated = both.guarantee("server", "example", plan([EVENT, worst]))
     assert isinstance(stated, PrivacyStatement)
     assert "rate 0.5, 50 steps" in stated.sampler
 
 
 def test_a_client_as_a_whole_is_promised_nothing_and_told_why():
-    prepared = defense().prepare([EVENT])
-    stated = prepared.guarantee("server", "client", [EVENT])
+    prepared = defense().prepare(plan([EVENT]))
+    stated = prepared.guarantee("server", "client", plan([EVENT]))
     assert isinstance(stated, NoGuarantee)
     assert stated.epsilon == math.inf
     assert stated.unit == "client"
@@ -234,47 +246,52 @@ def test_a_client_as_a_whole_is_promised_nothing_and_told_why():
 
 
 def test_an_infinite_epsilon_is_no_defence_at_all():
-    prepared = defense(epsilon=math.inf).prepare([EVENT])
+    prepared = defense(epsilon=math.inf).prepare(plan([EVENT]))
     assert type(prepared) is Defense
     assert prepared.example_rule(4.0) is None
     assert not prepared.public_sizes
-    assert isinstance(prepared.guarantee("server", "example", [EVENT]), NoGuarantee)
+    assert isinstance(prepared.guarantee("server", "example", plan([EVENT])), NoGuarantee)
 
 
 def test_no_defence_changes_nothing_and_promises_nothing():
     updates = {"x": torch.randn(1, 2, 3)}
-    plain = Defense().prepare([EVENT])
+    plain = Defense().prepare(plan([EVENT]))
     assert plain.example_rule(4.0) is None
-    assert torch.equal(plain.on_update(updates, [])["x"], updates["x"])
-    assert torch.equal(plain.on_sum(updates, [])["x"], updates["x"])
+    assert torch.equal(plain.on_update(updates, Senders({}, [], 2.0))["x"], updates["x"])
+    assert torch.equal(plain.on_sum(updates, Summed(0, 0.5, lambda _: [], {}))["x"], updates["x"])
     for unit in ("example", "client"):
-        stated = plain.guarantee("released_model", unit, [EVENT])
+        stated = plain.guarantee("released_model", unit, plan([EVENT]))
         assert isinstance(stated, NoGuarantee)
         assert stated.view == "released_model"
 
 
 def test_given_noise_is_used_as_it_is_and_accounted():
-    prepared = defense(noise_multiplier=1.5).prepare([EVENT])
+    prepared = defense(noise_multiplier=1.5).prepare(plan([EVENT]))
     assert isinstance(prepared, DPSGD)
     assert prepared.noise_multiplier == 1.5
-    assert prepared.example_rule(4.0) == ClipAndNoise(1.0, 1.5, 4.0)
-    less = defense(noise_multiplier=1.0).guarantee("server", "example", [EVENT])
-    assert less.epsilon > prepared.guarantee("server", "example", [EVENT]).epsilon
+    assert prepared.example_rule(4.0) == rule_of(1.0, 1.5, 4.0)
+    less = defense(noise_multiplier=1.0).guarantee("server", "example", plan([EVENT]))
+    assert less.epsilon > prepared.guarantee("server", "example", plan([EVENT])).epsilon
 
 
-def test_batches_that_were_not_poisson_get_no_epsilon():
-    events = [Shuffled(local_epochs=1, batch_size=4).event(40, rounds=3)]
-    with pytest.raises(InputError, match="shuffled"):
-        defense().prepare(events)
-    with pytest.raises(InputError, match="shuffled"):
-        defense(noise_multiplier=1.0).guarantee("server", "example", events)
+def test_shuffled_batches_are_accounted_without_amplification_and_for_a_replaced_example():
+    event = Shuffled(local_epochs=2, batch_size=4).event(40, rounds=3)
+    prepared = defense(noise_multiplier=4.0).prepare(plan([event]))
+    stated = prepared.guarantee("server", "example", plan([event]))
+    assert isinstance(stated, PrivacyStatement)
+    # Six visits, each moving the sum by twice the clip: a Gaussian mechanism of that μ.
+    assert stated.epsilon == pytest.approx(epsilon_gaussian(2 * math.sqrt(6) / 4.0, 1e-5), rel=1e-4)
+    assert stated.relation == "replace one example"
+    assert stated.sampler == "shuffled batches, 6 visits"
+    amplified = Poisson(local_epochs=2, batch_size=4).event(40, rounds=3)
+    assert stated.epsilon > prepared.guarantee("server", "example", plan([amplified])).epsilon
 
 
 def test_the_accounted_event_is_the_sampler_s():
     event = Poisson(local_epochs=2, batch_size=5).event(50, rounds=10)
     assert event == SamplingEvent(sampler="poisson", rate=0.1, steps=200)
-    prepared = defense().prepare([event])
-    stated = prepared.guarantee("server", "example", [event])
+    prepared = defense().prepare(plan([event]))
+    stated = prepared.guarantee("server", "example", plan([event]))
     assert isinstance(stated, PrivacyStatement)
     assert stated.sampler == "Poisson, rate 0.1, 200 steps"
 
@@ -282,7 +299,7 @@ def test_the_accounted_event_is_the_sampler_s():
 def test_an_uncalibrated_defence_does_not_run():
     for use in (
         lambda: defense().example_rule(4.0),
-        lambda: defense().guarantee("server", "example", [EVENT]),
+        lambda: defense().guarantee("server", "example", plan([EVENT])),
     ):
         with pytest.raises(RuntimeError, match="calibrated"):
             use()

@@ -301,8 +301,13 @@ def test_examples_that_nobody_owns_train_nowhere():
 
 def test_a_cyclic_client_is_accounted_for_the_rounds_that_it_can_be_in():
     whole = federation(participation=Cyclic(cohort=None, groups=3), rounds=7)
-    assert {event.steps for event in whole.events()} == {3 * 2 * 3}  # ceil(7/3) rounds of 2 epochs of 3 steps
-    assert {event.steps for event in federation(participation=Uniform(cohort=2), rounds=7).events()} == {7 * 2 * 3}
+    assert {event.steps for event in whole.plan.sampling} == {3 * 2 * 3}  # ceil(7/3) rounds of 2 epochs of 3 steps
+    drawn = federation(participation=Uniform(cohort=2), rounds=7)
+    turns = torch.stack(
+        [drawn.turn(row, round).clients.bincount(minlength=6) for row in range(3) for round in range(7)]
+    )
+    most = turns.unflatten(0, (3, 7)).sum(1).amax(0)
+    assert [event.steps for event in drawn.plan.sampling] == [2 * 3 * int(rounds) for rounds in most]
 
 
 def test_a_fleet_and_an_algorithm_that_do_not_go_together_are_refused():

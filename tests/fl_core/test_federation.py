@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +18,7 @@ from fl_core import lanes
 from fl_core.algorithms.fedavg import FedAvg
 from fl_core.architectures import CNN
 from fl_core.data import ImageSet
+from fl_core.defended import Senders, Summed
 from fl_core.errors import InputError
 from fl_core.federation import Federation, initial_state, public_sizes, run
 from fl_core.optimizers import Tree
@@ -268,7 +268,7 @@ def test_under_a_guarantee_weights_and_steps_do_not_depend_on_the_members():
         _, seen = play(whole)
         shares.append(seen.weights[0])
         assert (seen.updates[0]["head.weight"][:, 3].abs().amax((1, 2)) > 0).all(), "an empty client sends noise"
-        assert whole.events() == [algorithm.sampler.event(int(size), 1) for size in sizes]
+        assert list(whole.plan.sampling) == [algorithm.sampler.event(int(size), 1) for size in sizes]
     assert torch.equal(shares[0], shares[1])
     torch.testing.assert_close(shares[0], (sizes / 30).expand(4, 5).float())
 
@@ -292,7 +292,7 @@ def test_public_sizes_are_the_expected_ones_and_at_least_one():
 
 def test_events_are_one_a_client_over_all_rounds():
     whole = federation(sizes=torch.tensor([4, 8, 8, 8, 8]), rounds=7)
-    events = whole.events()
+    events = whole.plan.sampling
     assert events[0] == SamplingEvent(sampler="poisson", rate=0.5, steps=2 * 2 * 7)
     assert events[1] == SamplingEvent(sampler="poisson", rate=0.25, steps=4 * 2 * 7)
     assert len(events) == 5
@@ -326,13 +326,13 @@ class Marking(Defense):
 
     drawn: dict[str, Tensor] = dataclasses.field(default_factory=dict)
 
-    def on_update(self, updates: Tree, generators: Sequence[torch.Generator]) -> Tree:
-        drawn = torch.tensor([torch.rand(1, generator=one).item() for one in generators])
+    def on_update(self, updates: Tree, senders: Senders) -> Tree:
+        drawn = torch.tensor([torch.rand(1, generator=one).item() for one in senders.generators])
         self.drawn["lanes"] = drawn
         return {name: 2 * value for name, value in updates.items()}
 
-    def on_sum(self, total: Tree, generators: Sequence[torch.Generator]) -> Tree:
-        drawn = torch.tensor([torch.rand(1, generator=one).item() for one in generators])
+    def on_sum(self, total: Tree, summed: Summed) -> Tree:
+        drawn = torch.tensor([torch.rand(1, generator=one).item() for one in summed.draws(str(summed.round))])
         self.drawn["replicas"] = drawn
         return {name: value + 100 for name, value in total.items()}
 
@@ -342,7 +342,7 @@ def test_a_defence_acts_before_the_tap():
     marked = dataclasses.replace(by_hand(weighting="uniform", rounds=1), defense=Marking())
     model, seen = play(marked, model=zero())
     assert torch.equal(seen.updates[0]["head.weight"], 2 * before.updates[0]["head.weight"])
-    assert torch.equal(seen.sums[0]["head.weight"], 2 * before.sums[0]["head.weight"] + 100)
+    assert torch.equal(seen.sums[0]["head.weight"], 2 * before.sums[0]["head.weight"]), "the server sums before it acts"
     assert torch.equal(model["head.weight"], 2 * plain["head.weight"] + 100)
 
 
