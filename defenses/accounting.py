@@ -38,7 +38,7 @@ _GRID_SHARE = 0.01
 _GRID_POINTS = 100_000
 
 # Less noise than this counts as none: one full-batch step at it has an ε of half a million.
-_LEAST_NOISE = 1e-3
+LEAST_NOISE = 1e-3
 
 # How far under its target a calibrated ε may lie, relatively. ε moves at least as fast as the noise does, so
 # the noise is then within the same share of the smallest one: half of the 0.1% that is promised.
@@ -52,7 +52,7 @@ def epsilon_pld(noise_multiplier: float, events: Sequence[SamplingEvent], delta:
     (below 0.001), 0 if nothing is ever drawn. Raises InputError for shuffled sampling, a negative noise
     multiplier or a δ outside [1e-12, 1). Source: Doroshenko et al. 2022, through dp-accounting.
     """
-    steps = _composable(events)
+    steps = composable(events)
     _check(noise_multiplier, delta)
     return _epsilon(noise_multiplier, steps, delta)
 
@@ -86,7 +86,7 @@ def calibrate(epsilon: float, delta: float, events: Sequence[SamplingEvent]) -> 
     """
     check_number("epsilon", epsilon, minimum=EPSILON_RANGE[0], maximum=EPSILON_RANGE[1])
     _check(0.0, delta)
-    return _calibrate(float(epsilon), float(delta), _composable(events))
+    return _calibrate(float(epsilon), float(delta), composable(events))
 
 
 def calibrate_worst(epsilon: float, delta: float, per_client: Sequence[Sequence[SamplingEvent]]) -> float:
@@ -98,7 +98,7 @@ def calibrate_worst(epsilon: float, delta: float, per_client: Sequence[Sequence[
     if not per_client:
         raise InputError("no client's events were given; noise is calibrated for at least one client")
     worst = 0.0
-    distinct = {_composable(events): events for events in per_client}
+    distinct = {composable(events): events for events in per_client}
     for steps in sorted(distinct, key=lambda each: _spread(1.0, each), reverse=True):
         if worst == 0.0 or _epsilon(worst, steps, delta) > epsilon:
             worst = max(worst, calibrate(epsilon, delta, distinct[steps]))
@@ -112,11 +112,11 @@ def loss_distribution(noise_multiplier: float, events: Sequence[SamplingEvent]) 
     nothing is ever drawn it is the distribution that is always 0. Raises InputError for shuffled sampling and
     a negative noise multiplier.
     """
-    steps = _composable(events)
+    steps = composable(events)
     check_number("noise_multiplier", noise_multiplier, minimum=0)
     if not steps:
         return privacy_loss_distribution.identity()
-    return _compose(noise_multiplier, steps) if noise_multiplier >= _LEAST_NOISE else None
+    return _compose(noise_multiplier, steps) if noise_multiplier >= LEAST_NOISE else None
 
 
 def _check(noise_multiplier: float, delta: float) -> None:
@@ -124,8 +124,11 @@ def _check(noise_multiplier: float, delta: float) -> None:
     check_number("delta", delta, minimum=SMALLEST_DELTA, below=1)
 
 
-def _composable(events: Sequence[SamplingEvent]) -> Steps:
-    """The steps at each rate, or the reason why these events cannot be composed."""
+def composable(events: Sequence[SamplingEvent]) -> Steps:
+    """How many steps `events` have at each rate, rates ascending and without those that draw nothing.
+
+    Raises InputError for shuffled sampling, a rate outside [0, 1] and a negative number of steps.
+    """
     steps: dict[float, int] = {}
     for event in events:
         if event.sampler != "poisson":
@@ -143,7 +146,7 @@ def _composable(events: Sequence[SamplingEvent]) -> Steps:
 def _epsilon(noise_multiplier: float, steps: Steps, delta: float) -> float:
     if not steps:
         return 0.0
-    if noise_multiplier < _LEAST_NOISE:
+    if noise_multiplier < LEAST_NOISE:
         return math.inf
     distribution = _compose(noise_multiplier, steps)
     # At ε = 0 both directions have the same δ, so this test spares the search below a walk over all losses.
@@ -153,7 +156,7 @@ def _epsilon(noise_multiplier: float, steps: Steps, delta: float) -> float:
 
 
 def _epsilon_opacus(accountant: Any, noise_multiplier: float, events: Sequence[SamplingEvent], delta: float) -> float:
-    steps = _composable(events)
+    steps = composable(events)
     _check(noise_multiplier, delta)
     if not steps:
         return 0.0
@@ -219,7 +222,7 @@ def _calibrate(epsilon: float, delta: float, steps: Steps) -> float:
         return math.log(max(reached, 1e-9) / epsilon)
 
     # Aim between the target and the slack beneath it. The slope of −1.5 is only where the secants start.
-    aim, least = -_SLACK / 2, math.log(_LEAST_NOISE)
+    aim, least = -_SLACK / 2, math.log(LEAST_NOISE)
     noise, slope = _first_guess(epsilon, delta, steps), -1.5
     fails, passes = -math.inf, math.inf
     previous: tuple[float, float] | None = None
@@ -245,7 +248,7 @@ def _first_guess(epsilon: float, delta: float, steps: Steps) -> float:
     """log σ at which the run's rough μ meets a Gaussian mechanism's at this ε and δ, ε ≈ μ²/2 + μ·z."""
     tail = max(float(norm.isf(delta)), 0.0)
     wanted = math.sqrt(tail**2 + 2 * epsilon) - tail
-    low, high = math.log(_LEAST_NOISE), math.log(1e6)
+    low, high = math.log(LEAST_NOISE), math.log(1e6)
     if _spread(math.exp(low), steps) <= wanted:
         return low
     return float(brentq(lambda noise: _spread(math.exp(noise), steps) - wanted, low, high, xtol=1e-3))
