@@ -40,9 +40,9 @@ KNOWN_RUN = poisson(0.1, 100)  # with a noise multiplier of 1
 
 
 def test_the_known_run_has_the_known_ceilings_from_tight_to_loose() -> None:
-    sampled = rero_monte_carlo(0.1, 1.0, KNOWN_RUN, np.random.default_rng(0), samples=200_000)
+    sampled = rero_monte_carlo(0.1, 1.0, KNOWN_RUN, np.random.default_rng(0), samples=100_000)
     # Four standard errors around the published .468 and the PLD's value: a false alarm in 16,000 each.
-    assert sampled.standard_error < 0.0015
+    assert sampled.standard_error < 0.0022
     assert sampled.value == pytest.approx(0.468, abs=4 * sampled.standard_error)
     assert rero_pld(0.1, 1.0, KNOWN_RUN) == pytest.approx(0.469, abs=5e-4)
     assert sampled.value == pytest.approx(rero_pld(0.1, 1.0, KNOWN_RUN), abs=4 * sampled.standard_error)
@@ -71,7 +71,7 @@ def renyi_by_quadrature(rate: float, noise: float, order: float) -> float:
 
 @pytest.mark.parametrize(
     ("rate", "noise", "steps", "kappa"),
-    [(0.01, 1.0, 300, 0.1), (0.3, 2.0, 30, 0.01), (1.0, 10.0, 100, 0.1), (0.5, 0.4, 3, 0.02), (0.1, 5.0, 40, 0.5)],
+    [(0.01, 1.0, 100, 0.1), (0.3, 2.0, 30, 0.01), (1.0, 10.0, 100, 0.1), (0.5, 0.4, 3, 0.02), (0.1, 5.0, 40, 0.5)],
 )
 def test_sampling_agrees_with_the_privacy_loss_distribution(
     rate: float, noise: float, steps: int, kappa: float
@@ -172,7 +172,7 @@ def test_order_two_is_the_integral_when_a_record_is_added(rate: float, noise: fl
 @pytest.mark.parametrize("rate", [1e-6, 0.1, 0.5, 0.9, 1.0])
 @pytest.mark.parametrize("noise", [0.7, 1.0, 3.0])
 def test_order_two_bounds_the_integral_when_a_record_is_replaced(rate: float, noise: float) -> None:
-    y = np.linspace(-20 * noise - 4, 20 * noise + 4, 400_001)
+    y = np.linspace(-20 * noise - 4, 20 * noise + 4, 40_001)
     near, far = (norm.pdf(y, loc=side, scale=noise) for side in (1.0, -1.0))
     nothing = norm.pdf(y, scale=noise)
     outside = (1 - rate) * nothing + rate * far
@@ -266,7 +266,7 @@ def test_the_likelihood_ratio_between_a_pair_wins_as_often_as_stated(equally_far
 
 def test_the_best_test_on_a_mean_has_the_stated_power() -> None:
     """‖x‖ = √n, so μ = 1: TPR .0924 at 1% and .389 at 10%; 4.5 standard errors, a false alarm in 70,000 in all."""
-    rng, runs, dimension, clients = np.random.default_rng(7), 50_000, 4, 50
+    rng, runs, dimension, clients = np.random.default_rng(7), 40_000, 2, 50
     x = np.full(dimension, math.sqrt(clients / dimension))
 
     def score(member: bool) -> np.ndarray:
