@@ -84,7 +84,7 @@ _GRID_SHARE = 0.01
 _GRID_POINTS = 100_000
 
 # Less noise than this counts as none: one full-batch step at it has an ε of half a million.
-_LEAST_NOISE = 1e-3
+LEAST_NOISE = 1e-3
 
 # How far under its target a calibrated ε may lie, relatively. ε moves at least as fast as the noise does, so
 # the noise is then within the same share of the smallest one: half of the 0.1% that is promised.
@@ -98,7 +98,7 @@ def epsilon_pld(noise_multiplier: float, events: Sequence[AnyEvent], delta: floa
     0 if nothing is ever drawn. Raises InputError for a negative noise multiplier or a δ outside [1e-12, 1). Source:
     Doroshenko et al. 2022, through dp-accounting.
     """
-    steps = _composable(events)
+    steps = composable(events)
     _check(noise_multiplier, delta)
     return _epsilon(noise_multiplier, steps, delta)
 
@@ -110,7 +110,7 @@ def epsilon_rdp(noise_multiplier: float, events: Sequence[AnyEvent], delta: floa
     Source: Mironov, Talwar & Zhang 2019, and Wang, Balle & Kasiviswanathan 2019, Theorem 27; converted as by Balle et
     al. 2020.
     """
-    if any(clips == 2 and rate < 1 for clips, rate, _ in _composable(events)):
+    if any(clips == 2 and rate < 1 for clips, rate, _ in composable(events)):
         return _epsilon_without_replacement(noise_multiplier, events, delta)
     from opacus.accountants import RDPAccountant  # here, because importing Opacus takes seconds
 
@@ -123,7 +123,7 @@ def epsilon_prv(noise_multiplier: float, events: Sequence[AnyEvent], delta: floa
     Its time and memory grow with ε: seconds at 10, most of a minute at 100, gigabytes beyond. Raises what `epsilon_pld`
     raises, and InputError where a fixed number is drawn without replacement. Source: Gopi, Lee & Wutschitz 2021.
     """
-    if any(clips == 2 and rate < 1 for clips, rate, _ in _composable(events)):
+    if any(clips == 2 and rate < 1 for clips, rate, _ in composable(events)):
         raise InputError("the PRV accountant covers no draw without replacement; use the PLD or the Rényi accountant")
     from opacus.accountants import PRVAccountant  # here, because importing Opacus takes seconds
 
@@ -138,7 +138,7 @@ def calibrate(epsilon: float, delta: float, events: Sequence[AnyEvent]) -> float
     """
     check_number("epsilon", epsilon, minimum=EPSILON_RANGE[0], maximum=EPSILON_RANGE[1])
     _check(0.0, delta)
-    return _calibrate(float(epsilon), float(delta), _composable(events))
+    return _calibrate(float(epsilon), float(delta), composable(events))
 
 
 def calibrate_worst(epsilon: float, delta: float, per_client: Sequence[Sequence[AnyEvent]]) -> float:
@@ -150,7 +150,7 @@ def calibrate_worst(epsilon: float, delta: float, per_client: Sequence[Sequence[
     if not per_client:
         raise InputError("no client's events were given; noise is calibrated for at least one client")
     worst = 0.0
-    distinct = {_composable(events): events for events in per_client}
+    distinct = {composable(events): events for events in per_client}
     for steps in sorted(distinct, key=lambda each: _spread(1.0, each), reverse=True):
         if worst == 0.0 or _epsilon(worst, steps, delta) > epsilon:
             worst = max(worst, calibrate(epsilon, delta, distinct[steps]))
@@ -163,11 +163,11 @@ def loss_distribution(noise_multiplier: float, events: Sequence[AnyEvent]) -> An
     Pessimistic (δ(ε) is never below the truth) and for both directions: one unit added, one removed. Where
     nothing is ever drawn it is the distribution that is always 0. Raises InputError for a negative noise multiplier.
     """
-    steps = _composable(events)
+    steps = composable(events)
     check_number("noise_multiplier", noise_multiplier, minimum=0)
     if not steps:
         return privacy_loss_distribution.identity()
-    return _compose(noise_multiplier, steps) if noise_multiplier >= _LEAST_NOISE else None
+    return _compose(noise_multiplier, steps) if noise_multiplier >= LEAST_NOISE else None
 
 
 def check_promise(epsilon: float, delta: float, noise_multiplier: float | None) -> None:
@@ -187,8 +187,8 @@ def _check(noise_multiplier: float, delta: float) -> None:
     check_number("delta", delta, minimum=SMALLEST_DELTA, below=1)
 
 
-def _composable(events: Sequence[AnyEvent]) -> Steps:
-    """The steps at each rate, in the accountant's order."""
+def composable(events: Sequence[AnyEvent]) -> Steps:
+    """How many `steps` at each (clips by which sums differ, rate), in order, without those that draw nothing."""
     steps: dict[tuple[int, float], int] = {}
     for event in map(event_of, events):
         if event.rate > 0 and event.steps > 0:
@@ -200,7 +200,7 @@ def _composable(events: Sequence[AnyEvent]) -> Steps:
 def _epsilon(noise_multiplier: float, steps: Steps, delta: float) -> float:
     if not steps:
         return 0.0
-    if noise_multiplier < _LEAST_NOISE:
+    if noise_multiplier < LEAST_NOISE:
         return math.inf
     distribution = _compose(noise_multiplier, steps)
     # At ε = 0 both directions have the same δ, so this test spares the search below a walk over all losses.
@@ -210,7 +210,7 @@ def _epsilon(noise_multiplier: float, steps: Steps, delta: float) -> float:
 
 
 def _epsilon_opacus(accountant: Any, noise_multiplier: float, events: Sequence[AnyEvent], delta: float) -> float:
-    steps = _composable(events)
+    steps = composable(events)
     _check(noise_multiplier, delta)
     if not steps:
         return 0.0
@@ -263,7 +263,7 @@ def _epsilon_without_replacement(noise_multiplier: float, events: Sequence[AnyEv
     if noise_multiplier == 0:
         return math.inf
     accountant = rdp.RdpAccountant(neighboring_relation=NeighboringRelation.REPLACE_ONE)
-    for clips, rate, count in _composable(events):
+    for clips, rate, count in composable(events):
         gaussian: Any = dp_event.GaussianDpEvent(noise_multiplier / clips)
         if rate < 1:
             gaussian = dp_event.SampledWithoutReplacementDpEvent(10**9, math.ceil(rate * 10**9), gaussian)
@@ -318,7 +318,7 @@ def smallest_noise(epsilon_of: Callable[[float], float], epsilon: float, guess: 
 
     # Secant steps on log ε against log σ, inside a bracket, which end on a σ that passes. They aim between the target
     # and the slack beneath it. The slope of −1.5 is only where the secants start.
-    aim, least = -_SLACK / 2, math.log(_LEAST_NOISE)
+    aim, least = -_SLACK / 2, math.log(LEAST_NOISE)
     noise, slope = guess, -1.5
     fails, passes = -math.inf, math.inf
     previous: tuple[float, float] | None = None
@@ -344,7 +344,7 @@ def _first_guess(epsilon: float, delta: float, steps: Steps) -> float:
     """log σ at which the run's rough μ meets a Gaussian mechanism's at this ε and δ, ε ≈ μ²/2 + μ·z."""
     tail = max(float(norm.isf(delta)), 0.0)
     wanted = math.sqrt(tail**2 + 2 * epsilon) - tail
-    low, high = math.log(_LEAST_NOISE), math.log(1e6)
+    low, high = math.log(LEAST_NOISE), math.log(1e6)
     if _spread(math.exp(low), steps) <= wanted:
         return low
     return float(brentq(lambda noise: _spread(math.exp(noise), steps) - wanted, low, high, xtol=1e-3))

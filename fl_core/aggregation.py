@@ -44,7 +44,7 @@ def public_shares(weighting: str, sizes: Tensor, cohort: float, cap: float | Non
 
 
 class Aggregator(Protocol):
-    """`streams` says that a sum over parts of the cohort will do, so that no more than a part is ever in memory."""
+    """`streams` says that `add` to a running sum will do, so that no more than a part of a cohort is ever in memory."""
 
     @property
     def streams(self) -> bool: ...
@@ -59,7 +59,16 @@ class Mean:
     streams: ClassVar[bool] = True
 
     def __call__(self, updates: Tree, shares: Tensor, present: Tensor) -> Tree:
-        return {name: torch.einsum("rc,rc...->r...", shares.to(value), value) for name, value in updates.items()}
+        total = {name: value.new_zeros(value.shape[0], *value.shape[2:]) for name, value in updates.items()}
+        self.add(total, updates, shares)
+        return total
+
+    def add(self, total: Tree, updates: Tree, shares: Tensor) -> None:
+        """Add to a running sum [rows, ...], in place; seat by seat, so that no bit depends on how a cohort is cut."""
+        for name, value in updates.items():
+            weighted = shares.to(value).view(*shares.shape, *[1] * (value.dim() - 2))
+            for seat in range(value.shape[1]):
+                total[name].addcmul_(weighted[:, seat], value[:, seat])
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fl_core.aggregation import public_shares, weights
+from fl_core.aggregation import Mean, public_shares, weights
 from fl_core.algorithms.fedavg import FedAvg
 from fl_core.augmentation import Augmentation
 from fl_core.checkpoint import all_finite
@@ -293,10 +293,11 @@ def play_round(federation: Federation, state: State, recorder: Recorder, train: 
     total: Tree = {}
     for tile, updates in local_training(federation, state, past, cohort, train, workers):
         recorder.received(round, tile, updates)
-        if algorithm.aggregator.streams:
-            part = algorithm.aggregator(updates, shares[tile], cohort.present[tile])
-            for name, value in part.items():
-                total.setdefault(name, value.new_zeros(len(shares), *value.shape[1:]))[tile[0]] += value
+        if isinstance(algorithm.aggregator, Mean):
+            for name, value in updates.items():
+                total.setdefault(name, value.new_zeros(len(shares), *value.shape[2:]))
+            rows = {name: value[tile[0]] for name, value in total.items()}
+            algorithm.aggregator.add(rows, updates, shares[tile])
         else:
             parts.append((tile, updates))
     if parts:

@@ -295,7 +295,7 @@ def _run_one_by_one(
     beside = problem.channels_last and problem.rule is None and next(iter(variables.values())).device.type == "cpu"
     for lane in range(next(iter(variables.values())).shape[0]):
         stored = [{name: value[lane] for name, value in tree.items()} for tree in (variables, slots)]
-        mine, my_slots = [_channels_last(tree) for tree in stored] if beside else stored
+        mine, my_slots = [_own(tree, beside) for tree in stored]
         moving = problem.moving(mine)
         one = slice(lane, lane + 1)
         told = Step(
@@ -326,16 +326,20 @@ def _run_one_by_one(
                 problem.optimizer.step(moving, gradients, my_slots, step)
         for tree, used in zip(stored, (mine, my_slots), strict=True):
             for name, value in tree.items():
-                if used[name] is not value:
-                    value.copy_(used[name])
+                value.copy_(used[name])
     if on_step is not None and stop > start:
         on_step(stop - 1)
 
 
-def _channels_last(tree: Tree) -> Tree:
-    """One lane's tree, in its own storage, but for convolution kernels: a CPU takes these faster with channels last."""
+def _own(tree: Tree, channels_last: bool) -> Tree:
+    """One lane's tree in memory of its own: where it lies in a stack must not choose among a CPU's kernels.
+
+    Convolution kernels are faster there with channels last.
+    """
     return {
-        name: value.clone(memory_format=torch.channels_last) if value.dim() == 4 else value
+        name: value.clone(
+            memory_format=torch.channels_last if channels_last and value.dim() == 4 else torch.contiguous_format
+        )
         for name, value in tree.items()
     }
 

@@ -20,6 +20,8 @@ from fl_core.state import State
 if TYPE_CHECKING:
     from fl_core.federation import Federation
 
+_SHARES = 8  # of the memory that one lane's batch may take, so that no bit depends on how many workers share it
+
 
 def local_training(
     federation: Federation, state: State, past: Mapping[int, Tree], cohort: Cohort, train: Trainer, workers: int
@@ -37,7 +39,7 @@ def local_training(
     cut = tiles(len(cohort.clients), cohort.clients.shape[1], _most_lanes(federation, cohort, workers))
     places = [(tile, lanes) for tile in cut if (lanes := lanes_of(cohort, tile))]
     begun: list[tuple[Tree, Tree, Tensor]] = []
-    budget = _budget(federation, workers)
+    at_once = federation.footprint.examples(_budget(federation, _SHARES), batch) if rule else None
 
     def jobs() -> Iterator[Job]:
         for _, lanes in places:
@@ -59,7 +61,7 @@ def local_training(
                 looks=_looks(federation, round, lanes, plan),
                 precision=federation.precision,
                 kept={name: kept[name] for name in ours},
-                examples_at_once=federation.footprint.examples(budget, batch) if rule else None,
+                examples_at_once=at_once,
                 batch_rule=batch_rule,
                 batch_seeds=[_lane_seed(federation, "batch defence", round, lane) for lane in lanes]
                 if batch_rule

@@ -290,12 +290,29 @@ def test_public_sizes_are_the_expected_ones_and_at_least_one():
     assert public_sizes(owners, 4, 0.5).tolist() == [4, 10, 1, 1]
 
 
-def test_events_are_one_a_client_over_all_rounds():
-    whole = federation(sizes=torch.tensor([4, 8, 8, 8, 8]), rounds=7)
+def test_events_are_one_a_client_over_all_rounds_that_it_takes_part_in():
+    whole = federation(sizes=torch.tensor([4, 8, 8, 8, 8]), rounds=7, participation=Everyone())
     events = whole.plan.sampling
     assert events[0] == SamplingEvent(sampler="poisson", rate=0.5, steps=2 * 2 * 7)
     assert events[1] == SamplingEvent(sampler="poisson", rate=0.25, steps=4 * 2 * 7)
     assert len(events) == 5
+
+
+def test_a_plan_counts_who_takes_part_in_the_replica_where_it_does_most_often():
+    whole = federation(rounds=7)
+    turns = torch.zeros(4, 7, 5, dtype=torch.bool)
+    for row in range(4):
+        for round in range(7):
+            turns[row, round, whole.turn(row, round).asked] = True
+    most = turns.sum(1).amax(0)
+    assert [event.steps for event in whole.plan.sampling] == [6 * int(rounds) for rounds in most]
+    assert whole.plan.patterns == {tuple(mine.nonzero().flatten().tolist()) for each in turns for mine in each.T}
+    assert (whole.plan.cohort, whole.plan.exact, whole.plan.turns) == (3, True, int(most.max()))
+    assert whole.plan.message == sum(value.numel() for value in whole.model.parameters())
+    # A plan for all replicas covers each of its shards.
+    shard = dataclasses.replace(whole, replica_ids=[2], members=whole.members[2:3]).plan
+    assert all(mine.steps <= all_.steps for mine, all_ in zip(shard.sampling, whole.plan.sampling, strict=True))
+    assert shard.patterns <= whole.plan.patterns
 
 
 @pytest.mark.parametrize(
