@@ -21,8 +21,9 @@ class Defense:
 
     `public_sizes` is True where the clients' real sizes must stay private, so that weights come from public ones, and
     `public_shares` where the denominator of the sum must be public, too; a client's weight is then its size over
-    `weight_cap`, at most 1. An update that `lengthens` may leave `on_update` longer than it came; one that is `sealed`
-    must not be changed any more before it is summed.
+    `weight_cap`, at most 1. `protects` is the unit that its ε speaks of. A defence that `lengthens` may leave an update
+    longer than it came; after one that is `sealed` it must not be changed any more before it is summed. One that
+    `reduces_examples` makes a step's gradient of the examples'.
     """
 
     name: str = "none"
@@ -32,9 +33,14 @@ class Defense:
     public_sizes: bool = False
     public_shares: bool = False
     weight_cap: float | None = None
+    protects: Unit = "example"
     lengthens: ClassVar[bool] = False
     sealed: bool = False
     reduces_examples: bool = False
+
+    @property
+    def changes_updates(self) -> bool:
+        return type(self).on_update is not Defense.on_update
 
     @property
     def private(self) -> bool:

@@ -59,6 +59,7 @@ class DPFedAvg(Defense):
     name = "dp_fedavg"
     public_sizes = True
     public_shares = True
+    protects = "client"
 
     def __post_init__(self) -> None:
         check_promise(self.epsilon, self.delta, self.noise_multiplier)

@@ -81,6 +81,7 @@ class DPFedAvgShares(Defense):
     name = "dp_fedavg_shares"
     public_sizes = True
     public_shares = True
+    protects = "client"
     sealed = True
 
     def __post_init__(self) -> None:

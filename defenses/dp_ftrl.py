@@ -69,6 +69,7 @@ class DPFTRL(Defense):
     name = "dp_ftrl"
     public_sizes = True
     public_shares = True
+    protects = "client"
 
     def __post_init__(self) -> None:
         check_promise(self.epsilon, self.delta, self.noise_multiplier)

@@ -8,7 +8,7 @@ from typing import Protocol
 
 from defenses.accounting import AnyEvent, Event, Unit, epsilon_pld, event_of
 from defenses.bounds import TradeOff, trade_off_pld
-from fl_core.errors import check_choice, check_number
+from fl_core.errors import InputError, check_choice, check_number
 
 
 class Mechanism(Protocol):
@@ -100,12 +100,16 @@ class PrivacyStatement:
             mechanism=mechanism,
         )
 
+    def promise(self) -> str:
+        """The sentence of a report, without the view."""
+        return (
+            f"one {self.unit} is protected with ε = {self.epsilon:.4g} at δ = {self.delta:.3g} ({self.relation}), as "
+            f"accounted by {self.accountant} for {self.sampler}."
+        )
+
     def in_words(self) -> str:
         """One sentence for a report."""
-        return (
-            f"Against the view {self.view}, one {self.unit} is protected with ε = {self.epsilon:.4g} at "
-            f"δ = {self.delta:.3g} ({self.relation}), as accounted by {self.accountant} for {self.sampler}."
-        )
+        return f"Against the view {self.view}, {self.promise()}"
 
 
 @dataclass(frozen=True)
@@ -121,6 +125,19 @@ class NoGuarantee:
         """inf, so that statements with and without a guarantee sort and plot together."""
         return math.inf
 
+    def promise(self) -> str:
+        """The sentence of a report, without the view."""
+        return f"one {self.unit} has no guarantee (ε = ∞): {self.reason}."
+
     def in_words(self) -> str:
         """One sentence for a report."""
-        return f"Against the view {self.view}, one {self.unit} has no guarantee (ε = ∞): {self.reason}."
+        return f"Against the view {self.view}, {self.promise()}"
+
+
+def require_guarantee(stated: PrivacyStatement | NoGuarantee, defense: str) -> None:
+    """Raise InputError where a defence is asked to hold against a view to which it guarantees nothing."""
+    if isinstance(stated, NoGuarantee):
+        raise InputError(
+            f"against={stated.view}, but defense={defense} guarantees one {stated.unit} nothing there: {stated.reason}; "
+            "choose another defence, or against=null"
+        )

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import inspect
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
@@ -17,6 +16,7 @@ from hydra.utils import instantiate
 from torch import Tensor, nn
 
 from defenses.base import Defense
+from defenses.statements import require_guarantee
 from experiments import store
 from experiments.executor import Executor
 from fl_core.algorithms.fedavg import FedAvg
@@ -30,7 +30,8 @@ from fl_core.memory import GIB
 from fl_core.models import PRECISIONS, statistics_of
 from fl_core.participation import Participation
 from fl_core.partition import NOBODY, draw_members, plant_canaries, plant_rarity, split
-from fl_core.sampling import Poisson
+from fl_core.plan import Plan
+from fl_core.views import VIEWS
 
 FREE = ("name", "title", "client_names", "workers", "executor", "debug")
 """Fields that change no result, and so no hash."""
@@ -69,9 +70,7 @@ class Cell:
     @property
     def delta(self) -> float | None:
         """The δ of the defence's guarantee; None where nothing is guaranteed (at ε = ∞ there is no defence)."""
-        fixed = getattr(self.defense, "noise_multiplier", None) is not None
-        promised = fixed or math.isfinite(getattr(self.defense, "epsilon", math.inf))
-        return float(getattr(self.defense, "delta", 0.0)) if promised else None
+        return self.defense.delta if self.defense.private else None
 
     @property
     def candidates(self) -> Tensor:
@@ -105,9 +104,12 @@ class Cell:
         )
 
     def calibrated(self) -> Cell:
-        """The same cell with its defence ready: noise calibrated to the events of its own sampler."""
-        events = self.federation(range(1)).events()
-        return dataclasses.replace(self, defense=self.defense.prepare(events))
+        """The same cell with its defence ready: noise calibrated to what its own samplers draw."""
+        return dataclasses.replace(self, defense=self.defense.prepare(self.plan()))
+
+    def plan(self) -> Plan:
+        """What is public of all replicas' rounds."""
+        return self.federation(range(self.replicas)).plan
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -159,8 +161,6 @@ def build(config: Mapping[str, Any], here: bool = True) -> Cell:
         aggregator=_make(config["aggregator"]),
     )
     defense = _make(config["defense"])
-    if defense.needs_poisson and not isinstance(algorithm.sampler, Poisson):
-        raise InputError(f"defense={defense.name} accounts for Poisson batches; set sampler=poisson")
     largest = int(torch.bincount(owners[owners != NOBODY]).max())
     if algorithm.sampler.batch(largest) > largest:
         raise InputError(
@@ -195,13 +195,18 @@ def build(config: Mapping[str, Any], here: bool = True) -> Cell:
         reconstruction=_make(config["attack"]["reconstruction"]),
         executor=_make(config["executor"]),
     )
-    if cell.delta is not None and cell.delta >= 1 / len(pool):
+    units = {"example": len(pool), "client": config["clients"]}[defense.protects]
+    if cell.delta is not None and cell.delta >= 1 / units:
         raise InputError(
-            f"defense.delta is {cell.delta:g}; it must be below one over the number of examples, "
-            f"1/{len(pool)} = {1 / len(pool):.2g}"
+            f"defense.delta is {cell.delta:g}; it must be below one over the number of {defense.protects}s, "
+            f"1/{units} = {1 / units:.2g}"
         )
-    cell.federation(range(1))  # it checks what goes together
-    if statistics_of(model) and (victims or cell.delta is not None or config["backend"] == "vmap"):
+    plan = cell.federation(range(1)).plan  # it checks what goes together
+    defense.check(plan)
+    if config["against"] is not None:
+        require_guarantee(defense.prepare(plan).guarantee(config["against"], defense.protects, plan), defense.name)
+    ruled = defense.reduces_examples or defense.example_rule(1.0) if not defense.private else defense.protects
+    if statistics_of(model) and (victims or ruled or config["backend"] == "vmap"):
         raise InputError(
             "BatchNorm mixes the examples of a batch: no example's gradient stands alone, for a defence to clip or the "
             "probe to invert, and a padded batch is another batch; set model.norm=group, or defense=none "
@@ -229,6 +234,8 @@ def _check(config: dict[str, Any]) -> None:
     check_number("canaries", config["canaries"], minimum=0, below=1)
     check_choice("backend", config["backend"], BACKENDS)
     check_choice("precision", config["precision"], PRECISIONS)
+    if config["against"] is not None:
+        check_choice("against", config["against"], VIEWS)
     if config["workers"] != "auto":
         check_number("workers (or auto)", config["workers"], minimum=1, integer=True)
     if config["target_accuracy"] is not None:

@@ -33,7 +33,7 @@ class CellResult:
 
     @property
     def accounted(self) -> float:
-        """What the accountant says of the example-level guarantee of the released model."""
+        """What the accountant says that the released model guarantees to one example, as attacks ask for examples."""
         found = self.account["guarantees"]["released_model/example"]["epsilon"]
         return math.inf if found is None else float(found)
 

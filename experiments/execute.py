@@ -198,12 +198,12 @@ def _seal(cell: Cell, pieces: Path, final: Path, seconds: float, workers: int) -
 
 def describe(cell: Cell, account: dict[str, Any]) -> dict[str, Any]:
     """What a table says of the cell besides its results: ε (None is infinite), δ, the defence, the data."""
-    wanted = getattr(cell.defense, "epsilon", math.inf)
-    if getattr(cell.defense, "noise_multiplier", None) is not None:
-        wanted = account["guarantees"]["released_model/example"]["epsilon"]
+    wanted = cell.defense.epsilon if math.isfinite(cell.defense.epsilon) else None
+    if cell.defense.noise_multiplier is not None:
+        wanted = account["guarantees"][f"released_model/{cell.defense.protects}"]["epsilon"]
     return {
         "defense": cell.defense.name,
-        "epsilon": wanted if math.isfinite(wanted) else None,
+        "epsilon": wanted,
         "delta": cell.delta,
         "noise_multiplier": account["noise_multiplier"],
         "examples": len(cell.pool),

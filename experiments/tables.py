@@ -202,8 +202,15 @@ def as_markdown(cells: Sequence[CellResult], title: str, whom: str) -> str:
 
 
 def guarantees(cell: CellResult) -> list[str]:
-    """The privacy statements of a cell in words."""
-    return [statement["words"] for statement in cell.account["guarantees"].values()]
+    """The privacy statements of a cell in words, those that say the same to several views as one."""
+    told: dict[str, list[str]] = {}
+    for statement in cell.account["guarantees"].values():
+        told.setdefault(statement["promise"], []).append(statement["view"])
+
+    def views(names: list[str]) -> str:
+        return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
+
+    return [f"Against {views(names)}: {promise}" for promise, names in told.items()]
 
 
 def _markdown(table: Table) -> str:

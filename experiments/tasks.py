@@ -9,14 +9,14 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import torch
 
 from attacks.reconstruction.gradient_matching import ReconstructionKnowledge
-from defenses.accounting import epsilon_pld, epsilon_rdp
-from defenses.bounds import trade_off_pld
+from defenses.accounting import Unit, epsilon_rdp
+from defenses.statements import Gaussians, PrivacyStatement
 from experiments.cell import Cell, build
 from experiments.pieces import PROBE_BATCH, released_outputs, score_one, victims
 from experiments.scoring import membership_rows
@@ -27,7 +27,7 @@ from fl_core.fleet import log_line
 from fl_core.models import accuracy, logits
 from fl_core.sampling import Poisson
 from fl_core.state import State
-from fl_core.views import Recorder, ReleasedModel, Server, require_view
+from fl_core.views import VIEWS, Recorder, ReleasedModel, Server, require_view
 
 
 def train(config: dict[str, Any], folder: Path, shard: int) -> None:
@@ -172,21 +172,25 @@ def account(config: dict[str, Any], folder: Path) -> None:
     if done.exists():
         return
     cell = build(config).calibrated()
-    events = cell.federation(range(1)).events()
-    noise, delta = getattr(cell.defense, "noise_multiplier", None), getattr(cell.defense, "delta", None)
-    promised = {}
-    for view in (ReleasedModel.view, Server.view):
-        for unit in ("example", "client"):
-            statement = cell.defense.guarantee(view, unit, events)
-            promised[f"{view}/{unit}"] = {
-                "words": statement.in_words(),
-                "epsilon": statement.epsilon if math.isfinite(statement.epsilon) else None,
-            }
-    found: dict[str, Any] = {"guarantees": promised, "noise_multiplier": noise}
-    if noise is not None and delta is not None:
-        worst = max(dict.fromkeys(events), key=lambda event: epsilon_pld(noise, [event], delta))
-        found["trade_off"] = trade_off_pld(noise, [worst]).as_dict()
-        found["epsilon_opacus_rdp"] = epsilon_rdp(noise, [worst], delta)
+    plan, units = cell.plan(), get_args(Unit)
+    stated = {(view, unit): cell.defense.guarantee(view, unit, plan) for view in VIEWS for unit in units}
+    promised = {
+        f"{view}/{unit}": {
+            "view": view,
+            "unit": unit,
+            "promise": one.promise(),
+            "epsilon": one.epsilon if math.isfinite(one.epsilon) else None,
+        }
+        for (view, unit), one in stated.items()
+    }
+    found: dict[str, Any] = {"guarantees": promised, "noise_multiplier": cell.defense.noise_multiplier}
+    found["protects"] = cell.defense.protects
+    ours = stated[ReleasedModel.view, "example"]
+    if isinstance(ours, PrivacyStatement) and ours.mechanism is not None:
+        found["trade_off"] = ours.mechanism.trade_off().as_dict()
+        if isinstance(ours.mechanism, Gaussians):
+            noise, event = ours.mechanism.noise_multiplier, ours.mechanism.event
+            found["epsilon_rdp"] = epsilon_rdp(noise, [event], ours.delta)
     write_json(done, found)
 
 

@@ -1,0 +1,162 @@
+"""Several defences, one after another, that know together what they guarantee."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from defenses.accounting import Unit
+from defenses.base import Defense
+from defenses.statements import NoGuarantee, PrivacyStatement
+from fl_core.defended import Senders, Summed
+from fl_core.errors import InputError
+from fl_core.optimizers import Tree
+from fl_core.plan import Plan
+from fl_core.rules import BatchRule, ExampleRule
+
+
+@dataclass(frozen=True)
+class Composed(Defense):
+    """`defenses` in their order, at every place where they act.
+
+    Formal guarantee: to each unit and view the best of what its parts state, each as it stands alone. What comes before
+    a part is a part of what a client computes, and what comes after it works on what it already released
+    (post-processing), so that the order makes no difference to ε. Two mechanisms that both hide the same unit could be
+    accounted more tightly together; that is not done. Refused is what would make a part's statement false: an update
+    that may get longer after it was clipped for noise that the server adds, or that changes after the client put its
+    noise in; and two parts at a place that has room for one.
+    """
+
+    parts: tuple[Defense, ...]
+
+    def __post_init__(self) -> None:
+        if not self.parts:
+            raise InputError("defense.defenses is empty; name at least one, or set defense=none")
+        reducing = [part.name for part in self.parts if part.reduces_examples]
+        summing = [part.name for part in self.parts if part.public_shares]
+        batching = [part.name for part in self.parts if part.batch_rule() is not None]
+        for names, place in (
+            (reducing, "clip an example's gradient"),
+            (summing, "noise a sum"),
+            (batching, "change a batch"),
+        ):
+            if len(names) > 1:
+                raise InputError(
+                    f"defense.defenses has {' and '.join(names)}; only one may {place}, so drop the others"
+                )
+        for place, part in enumerate(self.parts):
+            for later in self.parts[place + 1 :]:
+                if part.sealed and later.changes_updates:
+                    raise InputError(
+                        f"defense.defenses has {later.name} after {part.name}, whose noise is in the updates already; "
+                        f"put {later.name} before it"
+                    )
+                if part.public_shares and later.lengthens:
+                    raise InputError(
+                        f"defense.defenses has {later.name} after {part.name}; it can make an update longer than the "
+                        f"clip that the noise is made for, so put {later.name} before it"
+                    )
+
+    @property
+    def name(self) -> str:  # type: ignore[override]
+        return " + ".join(part.name for part in self.parts)
+
+    @property
+    def _promising(self) -> Defense:
+        """The part whose ε a plot is drawn against: the first that promises anything."""
+        return next((part for part in self.parts if part.private), self.parts[0])
+
+    @property
+    def epsilon(self) -> float:  # type: ignore[override]
+        return self._promising.epsilon
+
+    @property
+    def delta(self) -> float | None:  # type: ignore[override]
+        return max((part.delta for part in self.parts if part.private and part.delta is not None), default=None)
+
+    @property
+    def noise_multiplier(self) -> float | None:  # type: ignore[override]
+        return self._promising.noise_multiplier
+
+    @property
+    def protects(self) -> Unit:  # type: ignore[override]
+        return self._promising.protects
+
+    @property
+    def public_sizes(self) -> bool:  # type: ignore[override]
+        return any(part.public_sizes for part in self.parts)
+
+    @property
+    def public_shares(self) -> bool:  # type: ignore[override]
+        return any(part.public_shares for part in self.parts)
+
+    @property
+    def weight_cap(self) -> float | None:  # type: ignore[override]
+        return next((part.weight_cap for part in self.parts if part.weight_cap is not None), None)
+
+    @property
+    def reduces_examples(self) -> bool:  # type: ignore[override]
+        return any(part.reduces_examples for part in self.parts)
+
+    def _each(self, change: Callable[[Defense], Defense]) -> Composed:
+        return replace(self, parts=tuple(change(part) for part in self.parts))
+
+    def check(self, plan: Plan) -> None:
+        for part in self.parts:
+            part.check(plan)
+
+    def prepare(self, plan: Plan) -> Defense:
+        return self._each(lambda part: part.prepare(plan))
+
+    def server_state(self, message: Tree) -> Tree:
+        return _joined(part.server_state(message) for part in self.parts)
+
+    def broadcast(self, kept: Tree) -> Tree:
+        return _joined(part.broadcast(kept) for part in self.parts)
+
+    def client_state(self) -> Tree:
+        return _joined(part.client_state() for part in self.parts)
+
+    def batch_rule(self) -> BatchRule | None:
+        return next((rule for part in self.parts if (rule := part.batch_rule()) is not None), None)
+
+    def example_rule(self, expected_batch: float) -> ExampleRule | None:
+        return next((rule for part in self.parts if (rule := part.example_rule(expected_batch)) is not None), None)
+
+    def on_update(self, updates: Tree, senders: Senders) -> Tree:
+        for part in self.parts:
+            updates = part.on_update(updates, senders)
+        return updates
+
+    def on_sum(self, total: Tree, summed: Summed) -> Tree:
+        for part in self.parts:
+            total = part.on_sum(total, summed)
+        return total
+
+    def guarantee(self, view: str, unit: Unit, plan: Plan) -> PrivacyStatement | NoGuarantee:
+        stated = [part.guarantee(view, unit, plan) for part in self.parts]
+        best = min(stated, key=lambda one: one.epsilon)
+        if math.isfinite(best.epsilon):
+            return best
+        reasons = dict.fromkeys(
+            f"{part.name}: {one.reason}"
+            for part, one in zip(self.parts, stated, strict=True)
+            if isinstance(one, NoGuarantee)
+        )
+        return NoGuarantee(reason="; ".join(reasons), unit=unit, view=view)
+
+
+def composed(defenses: Sequence[Defense] | Mapping[str, Defense]) -> Defense:
+    """The composition of a list, or of named parts in their order (so that a sweep can reach into one)."""
+    parts = tuple(defenses.values() if isinstance(defenses, Mapping) else defenses)
+    for part in parts:
+        if not isinstance(part, Defense):
+            raise InputError(
+                f"defense.defenses has {part!r}; each must have a _target_ and options, as in conf/defense"
+            )
+    return parts[0] if len(parts) == 1 else Composed(parts)
+
+
+def _joined(trees: Iterable[Tree]) -> Tree:
+    return {name: value for tree in trees for name, value in tree.items()}
