@@ -45,8 +45,8 @@ class Composed(Defense):
                 raise InputError(
                     f"defense.defenses has {' and '.join(names)}; only one may {place}, so drop the others"
                 )
-        for place, part in enumerate(self.parts):
-            for later in self.parts[place + 1 :]:
+        for number, part in enumerate(self.parts):
+            for later in self.parts[number + 1 :]:
                 if part.sealed and later.changes_updates:
                     raise InputError(
                         f"defense.defenses has {later.name} after {part.name}, whose noise is in the updates already; "
@@ -159,4 +159,10 @@ def composed(defenses: Sequence[Defense] | Mapping[str, Defense]) -> Defense:
 
 
 def _joined(trees: Iterable[Tree]) -> Tree:
-    return {name: value for tree in trees for name, value in tree.items()}
+    found: Tree = {}
+    for tree in trees:
+        twice = sorted(found.keys() & tree.keys())
+        if twice:
+            raise InputError(f"defense.defenses has two parts that keep {twice[0]}; let only one of them be adaptive")
+        found |= tree
+    return found

@@ -44,13 +44,16 @@ class DPSGD(Defense):
 
     name = "dp_sgd"
     public_sizes = True
-    reduces_examples = True
 
     def __post_init__(self) -> None:
         check_promise(self.epsilon, self.delta, self.noise_multiplier)
         self.clip  # noqa: B018 - it checks its own numbers
         if self.quantile_noise is not None:
             check_number("defense.quantile_noise", self.quantile_noise, above=0)
+
+    @property
+    def reduces_examples(self) -> bool:  # type: ignore[override]
+        return self.private
 
     @property
     def clip(self) -> Clipping:

@@ -138,6 +138,6 @@ def require_guarantee(stated: PrivacyStatement | NoGuarantee, defense: str) -> N
     """Raise InputError where a defence is asked to hold against a view to which it guarantees nothing."""
     if isinstance(stated, NoGuarantee):
         raise InputError(
-            f"against={stated.view}, but defense={defense} guarantees one {stated.unit} nothing there: {stated.reason}; "
-            "choose another defence, or against=null"
+            f"against={stated.view}, but defense={defense} guarantees one {stated.unit} nothing there: "
+            f"{stated.reason}; choose another defence, or against=null"
         )

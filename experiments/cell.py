@@ -205,8 +205,8 @@ def build(config: Mapping[str, Any], here: bool = True) -> Cell:
     defense.check(plan)
     if config["against"] is not None:
         require_guarantee(defense.prepare(plan).guarantee(config["against"], defense.protects, plan), defense.name)
-    ruled = defense.reduces_examples or defense.example_rule(1.0) if not defense.private else defense.protects
-    if statistics_of(model) and (victims or ruled or config["backend"] == "vmap"):
+    alone = victims or defense.private or defense.reduces_examples
+    if statistics_of(model) and (alone or config["backend"] == "vmap"):
         raise InputError(
             "BatchNorm mixes the examples of a batch: no example's gradient stands alone, for a defence to clip or the "
             "probe to invert, and a padded batch is another batch; set model.norm=group, or defense=none "

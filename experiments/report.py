@@ -119,7 +119,7 @@ def _manifest(
                 "revision": cell.manifest["revision"],
                 "hardware": cell.manifest["hardware"],
                 "guarantees": tables.guarantees(cell),
-                "epsilon_opacus_rdp": cell.account.get("epsilon_opacus_rdp"),
+                "epsilon_rdp": cell.account.get("epsilon_rdp"),
             }
             for cell in cells
         ],
