@@ -48,6 +48,7 @@ def example_gradients(losses: Losses, variables: Tree, inputs: Inputs) -> Tree:
 def stacked_example_gradients(losses: Losses, variables: Tree, inputs: Inputs) -> Tree:
     """The same [lanes, batch, ...] for variables [lanes, ...] and inputs [lanes, batch, ...]."""
     variables = {name: value.detach().requires_grad_() for name, value in variables.items()}
+    inputs = tree_map(Tensor.contiguous, inputs)  # GroupNorm under `vmap` fails on one lane with its channels last
     uses: list[_Use] = []
 
     def one_lane(mine: Tree, inputs: Inputs) -> Tensor:

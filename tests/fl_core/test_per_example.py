@@ -107,8 +107,9 @@ def test_our_models_get_each_example_s_own_gradient_without_a_detour(name: str, 
     assert not detours
 
 
-def test_channels_last_pictures_give_the_same(detours: list[object]) -> None:
-    losses, variables, images, labels = problem(CNN(RGB, 4, width=8), RGB, lanes=1)
+@pytest.mark.parametrize("norm", ["none", "group"])
+def test_channels_last_pictures_give_the_same(norm: str) -> None:
+    losses, variables, images, labels = problem(CNN(RGB, 4, width=8, norm=norm), RGB, lanes=1)
     beside = images[0].contiguous(memory_format=torch.channels_last).unsqueeze(0)
     for found in both_ways(losses, variables, beside, labels):
         assert_same(found, alone(losses, variables, images, labels))
