@@ -70,6 +70,8 @@ def norm_layer(norm: str, channels: int) -> nn.Module:
 class _OnlyStacked(torch.autograd.Function):
     """An operation with a rule of its own under `vmap`, and called nowhere else."""
 
+    keeps_examples_apart = True  # see `per_example`
+
     @staticmethod
     def forward(*_: Any) -> Tensor:
         raise AssertionError("only called on stacked lanes")

@@ -21,10 +21,11 @@ from typing import Literal, Protocol
 
 import torch
 from torch import Tensor
-from torch.func import grad, vmap
+from torch.func import vmap
 
 from fl_core.errors import InputError, check_choice
 from fl_core.optimizers import Optimizer, Tree
+from fl_core.per_example import example_gradients, stacked_example_gradients
 from fl_core.recorded import Recordings
 from fl_core.rules import ExampleRule, Input, Step, apply
 
@@ -80,9 +81,6 @@ class _Problem:
     def mean_loss(self, variables: Tree, mask: Tensor, inputs: tuple[Input, ...]) -> Tensor:
         return (self.losses(variables, *inputs) * mask).sum() / mask.sum().clamp(min=1)
 
-    def example_loss(self, variables: Tree, inputs: tuple[Input, ...]) -> Tensor:
-        return self.losses(variables, *_each(inputs, lambda value: value.unsqueeze(0)))[0]
-
     def gradients(self, find: _Find, variables: Tree, mask: Tensor, inputs: tuple[Input, ...]) -> Tree:
         """`find`'s gradients of the variables that descend, replayed where its operations are known."""
         if self.statistics:  # which the forward pass changes in place, so it cannot be checked by running it twice
@@ -111,8 +109,7 @@ def _stacked_mean(problem: _Problem, variables: Tree, mask: Tensor, inputs: tupl
 
 def _stacked_examples(problem: _Problem, variables: Tree, _: Tensor, inputs: tuple[Input, ...]) -> Tree:
     """Per-example gradients [lanes, batch, ...]."""
-    found: Tree = vmap(vmap(grad(problem.example_loss), in_dims=(None, 0)))(variables, inputs)
-    return found
+    return stacked_example_gradients(problem.losses, variables, inputs)
 
 
 def _mean(problem: _Problem, variables: Tree, _: Tensor, inputs: tuple[Input, ...]) -> Tree:
@@ -121,10 +118,9 @@ def _mean(problem: _Problem, variables: Tree, _: Tensor, inputs: tuple[Input, ..
     return _gradients(problem.losses(variables | leaves, *inputs).mean(), leaves)
 
 
-def _examples(problem: _Problem, variables: Tree, mask: Tensor, inputs: tuple[Input, ...]) -> Tree:
+def _examples(problem: _Problem, variables: Tree, _: Tensor, inputs: tuple[Input, ...]) -> Tree:
     """One lane's per-example gradients [batch, ...]."""
-    copies = _leaves(_copies(variables, len(mask)))
-    return _gradients(vmap(problem.example_loss)(copies, inputs), copies)
+    return example_gradients(problem.losses, variables, inputs)
 
 
 _fastest: dict[tuple[object, ...], Literal["vmap", "loop"]] = {}
@@ -355,10 +351,10 @@ def _copies(variables: Tree, count: int) -> Tree:
 
 
 def _gradients(losses: Tensor, leaves: Tree) -> Tree:
-    """Each leaf's gradient of the losses' sum, where lanes (or examples with copies of their own) share no leaf.
+    """Each leaf's gradient of the losses' sum, where lanes share no leaf.
 
     Plain autograd around `vmap` gives the numbers of `torch.func.grad` inside it, in less time and without importing
-    torch's compiler, which takes seconds. For examples that share their lane's variables `grad` is the faster.
+    torch's compiler, which takes seconds.
     """
     found = torch.autograd.grad(losses.sum(), list(leaves.values()), materialize_grads=True)
     return dict(zip(leaves, found, strict=True))
