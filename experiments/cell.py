@@ -158,7 +158,7 @@ def build(config: Mapping[str, Any], here: bool = True) -> Cell:
         server_schedule=_make(config["server_schedule"]),
         aggregator=_make(config["aggregator"]),
     )
-    defense = _make(config["defense"])
+    defense = _make(config["defense"]).for_model(model)
     if defense.needs_poisson and not isinstance(algorithm.sampler, Poisson):
         raise InputError(f"defense={defense.name} accounts for Poisson batches; set sampler=poisson")
     largest = int(torch.bincount(owners[owners != NOBODY]).max())
