@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import ClassVar
 
+from torch import nn
+
 from defenses.accounting import Unit
+from defenses.rules import ExampleMap
 from defenses.statements import NoGuarantee, PrivacyStatement
 from fl_core.defended import Senders, Summed
 from fl_core.optimizers import Tree
@@ -16,8 +20,9 @@ from fl_core.rules import BatchRule, ExampleRule
 class Defense:
     """No defence at all, and the base of every other: each method is one place of the round where a defence may act.
 
-    A subclass overrides the places where it acts and states, for a view and a unit, what it guarantees there. `prepare`
-    comes first and hands out the defence that runs; `check` refuses a plan in which it would not do what it says.
+    A subclass overrides the places where it acts and states, for a view and a unit, what it guarantees there.
+    `for_model` and then `prepare` come first and hand out the defence that runs; `check` refuses a plan in which it
+    would not do what it says.
 
     `public_sizes` is True where the clients' real sizes must stay private, so that weights come from public ones, and
     `public_shares` where the denominator of the sum must be public, too; a client's weight is then its size over
@@ -47,6 +52,10 @@ class Defense:
         """Whether it promises anything to anyone."""
         return self.noise_multiplier is not None or math.isfinite(self.epsilon)
 
+    def for_model(self, model: nn.Module) -> Defense:
+        """The defence for a federation that trains `model`; InputError where it does not fit the model."""
+        return self
+
     def check(self, plan: Plan) -> None:
         """Raise InputError where the plan is one that the defence does not cover."""
 
@@ -69,6 +78,10 @@ class Defense:
     def batch_rule(self) -> BatchRule | None:
         """Changes a client's batches before they are trained on; None leaves them."""
         return None
+
+    def example_maps(self) -> Sequence[ExampleMap]:
+        """What of the example rule changes single gradients, in order, for a composition to put before another rule."""
+        return ()
 
     def example_rule(self, expected_batch: float) -> ExampleRule | None:
         """Acts on per-example gradients inside a client's step; None leaves plain training."""

@@ -1,10 +1,11 @@
-"""Gaussian noise for trees."""
+"""Noise for trees."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
+from torch import Tensor
 
 from fl_core.optimizers import Tree
 
@@ -14,11 +15,19 @@ def standard_normal(like: Tree, generators: Sequence[torch.Generator]) -> Tree:
 
     A row is drawn for all its variables at once, in the order of the tree.
     """
+    return drawn(like, generators, lambda row, draw: torch.randn(row.shape, generator=draw, out=row))
+
+
+def drawn(like: Tree, generators: Sequence[torch.Generator], fill: Callable[[Tensor, torch.Generator], object]) -> Tree:
+    """Numbers in the shapes of `like` [rows, ...], all of a row's from its own generator.
+
+    `fill` fills the numbers of all of a row's variables [numbers] in place, in the order of the tree.
+    """
     shapes = {name: value.shape[1:] for name, value in like.items()}
     first = next(iter(like.values()))
     flat = first.new_empty(len(generators), sum(shape.numel() for shape in shapes.values()))
     for row, draw in zip(flat, generators, strict=True):
-        torch.randn(row.shape, generator=draw, out=row)
+        fill(row, draw)
     parts = flat.split([shape.numel() for shape in shapes.values()], 1)
     return {
         name: part.unflatten(1, shape) if shape else part[:, 0]

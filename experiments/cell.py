@@ -160,7 +160,7 @@ def build(config: Mapping[str, Any], here: bool = True) -> Cell:
         server_schedule=_make(config["server_schedule"]),
         aggregator=_make(config["aggregator"]),
     )
-    defense = _make(config["defense"])
+    defense = _make(config["defense"]).for_model(model)
     largest = int(torch.bincount(owners[owners != NOBODY]).max())
     if algorithm.sampler.batch(largest) > largest:
         raise InputError(
