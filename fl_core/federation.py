@@ -241,9 +241,9 @@ def rounds(
     """Play the rounds that are left, one at a time, and hand out the state after each.
 
     `state` is one that was handed out before an interruption; the rest is then the uninterrupted run's, in bits under
-    a fixed backend on a CPU. `workers` processes share the lanes of a round; no number depends on how many they are
-    under `loop`, and only last digits under `vmap`. A script that asks for several needs no `__main__` guard. Raises
-    InputError where training diverges.
+    a fixed backend on a CPU. `workers` processes share the lanes of a round, and the memory; no number depends on how
+    many they are under `loop`, and only last digits under `vmap` or where a share holds no whole batch's per-example
+    gradients. A script that asks for several needs no `__main__` guard. Raises InputError where training diverges.
     """
     recorder = recorder or Recorder()
     if not federation.algorithm.aggregator.streams and recorder.view is SecureServer:

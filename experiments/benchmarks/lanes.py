@@ -32,7 +32,8 @@ from opacus import GradSampleModule
 from opacus.optimizers import DPOptimizer
 from torch import Tensor
 
-from defenses.dp_sgd import ClipAndNoise
+from defenses.clipping import Clipping
+from defenses.rules import ClipAndNoise
 from experiments.store import circumstances
 from fl_core import lanes
 from fl_core.architectures import CNN
@@ -162,7 +163,7 @@ def train(task: Task, contender: Contender) -> Tree:
     if contender == "plain":
         return train_plain(task)
     lanes._fastest.clear()
-    rule = ClipAndNoise(CLIP_NORM, task.noise_multiplier, task.row.batch) if task.row.private else None
+    rule = ClipAndNoise(Clipping(norm=CLIP_NORM), task.noise_multiplier, task.row.batch) if task.row.private else None
     return lanes.descend(
         task.start,
         ClassificationLosses(task.model),

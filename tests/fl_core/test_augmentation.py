@@ -10,7 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from defenses.base import Defense
-from defenses.dp_sgd import ClipAndNoise
+from defenses.clipping import Clipping
+from defenses.rules import ClipAndNoise
 from fl_core.algorithms.fedavg import FedAvg
 from fl_core.architectures import CNN
 from fl_core.augmentation import FlipAndShift, looked_at
@@ -58,7 +59,7 @@ def test_looks_are_uniform_and_can_be_switched_off():
     assert torch.equal(looked_at(images, torch.arange(100), still), images)
 
 
-@pytest.mark.parametrize("rule", [None, ClipAndNoise(1.0, 0.0, 4.0)], ids=["SGD", "DP-SGD"])
+@pytest.mark.parametrize("rule", [None, ClipAndNoise(Clipping(norm=1.0), 0.0, 4.0)], ids=["SGD", "DP-SGD"])
 def test_backends_agree_on_augmented_pictures_in_ragged_lanes(rule: ClipAndNoise | None):
     draw = generator(0, "pictures")
     images, labels = torch.rand(30, 1, 8, 8, generator=draw).double(), torch.randint(0, 3, (30,), generator=draw)

@@ -10,7 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from defenses.dp_sgd import ClipAndNoise
+from defenses.clipping import Clipping
+from defenses.rules import ClipAndNoise
 from fl_core import lanes
 from fl_core.architectures import CNN
 from fl_core.errors import InputError
@@ -113,7 +114,7 @@ def test_a_stack_of_ragged_lanes_is_a_plain_pytorch_loop(backend: str, momentum:
 @pytest.mark.usefixtures("_forgetful")
 @pytest.mark.parametrize("plan", [RAGGED, POISSON])
 def test_backends_agree_on_dp_sgd_under_the_same_generators(plan):
-    rule = ClipAndNoise(clip_norm=0.5, noise_multiplier=0.7, expected_batch=3.0)
+    rule = ClipAndNoise(Clipping(norm=0.5), 0.7, expected_batch=3.0)
     stacked = train("vmap", plan, rule=rule)
     assert_same(stacked, train("loop", plan, rule=rule))
     assert_same(stacked, train("auto", plan, rule=rule))
@@ -138,7 +139,7 @@ def test_auto_remembers_what_it_timed(monkeypatch: pytest.MonkeyPatch):
 
 
 @pytest.mark.parametrize("backend", ["vmap", "loop"])
-@pytest.mark.parametrize("rule", [None, ClipAndNoise(0.5, 0.7, 3.0)])
+@pytest.mark.parametrize("rule", [None, ClipAndNoise(Clipping(norm=0.5), 0.7, 3.0)])
 def test_a_lane_with_fewer_steps_keeps_its_variables_in_bits(backend: str, rule: ClipAndNoise | None):
     # With momentum and with noise, a lane that were still moved would coast or jitter.
     whole = train(backend, rule=rule)
@@ -150,7 +151,7 @@ def test_a_lane_with_fewer_steps_keeps_its_variables_in_bits(backend: str, rule:
         assert not torch.equal(value[0], cut[name][0])
 
 
-@pytest.mark.parametrize("rule", [None, ClipAndNoise(0.5, 0.7, 3.0)])
+@pytest.mark.parametrize("rule", [None, ClipAndNoise(Clipping(norm=0.5), 0.7, 3.0)])
 def test_a_diverging_lane_does_not_touch_its_idle_neighbour(rule: ClipAndNoise | None):
     # Lane 1 stopped; lane 0 runs on to values where its losses overflow.
     plan = [[[1, 2]] * 6, [[3]]]
@@ -276,7 +277,7 @@ def test_cuda_gives_the_cpu_s_numbers(backend: str):
     allowed = torch.backends.cudnn.allow_tf32
     torch.backends.cudnn.allow_tf32 = False
     try:
-        for rule in (None, ClipAndNoise(clip_norm=0.5, noise_multiplier=0.0, expected_batch=3.0)):
+        for rule in (None, ClipAndNoise(Clipping(norm=0.5), 0.0, expected_batch=3.0)):
             on_gpu = train(backend, rule=rule, device="cuda")
             assert_same(on_gpu, train(backend, rule=rule), tolerance=1e-4)
     finally:

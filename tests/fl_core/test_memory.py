@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from defenses.dp_sgd import ClipAndNoise
+from defenses.clipping import Clipping
+from defenses.rules import ClipAndNoise
 from fl_core.algorithms.fedavg import FedAvg
 from fl_core.architectures import CNN
 from fl_core.memory import _LOST, Footprint, _Peak, footprint, step_bytes
@@ -31,7 +32,7 @@ def test_the_peak_is_that_of_the_tensors_alive_at_once():
     assert peak.bytes == 8000
 
 
-@pytest.mark.parametrize("rule", [None, ClipAndNoise(1.0, 1.0, 12.0)], ids=["SGD", "DP-SGD"])
+@pytest.mark.parametrize("rule", [None, ClipAndNoise(Clipping(norm=1.0), 1.0, 12.0)], ids=["SGD", "DP-SGD"])
 @pytest.mark.parametrize("stacked", [True, False], ids=["vmap", "loop"])
 def test_two_lanes_and_a_few_pictures_tell_what_a_dozen_take(stacked: bool, rule: ClipAndNoise | None):
     model = CNN(SHAPE, 3, width=4)
@@ -49,7 +50,7 @@ def test_a_lane_grows_with_its_model_its_batch_its_optimiser_and_a_rule():
     assert footprint(large, SHAPE, 20, PLAIN).lane > base.lane
     assert footprint(small, SHAPE, 40, PLAIN).lane > base.lane
     assert footprint(small, SHAPE, 20, MOMENTUM).lane > base.lane
-    assert footprint(small, SHAPE, 20, PLAIN, ClipAndNoise(1.0, 1.0, 20.0)).lane > base.lane
+    assert footprint(small, SHAPE, 20, PLAIN, ClipAndNoise(Clipping(norm=1.0), 1.0, 20.0)).lane > base.lane
 
 
 def test_one_lane_at_a_time_shares_what_its_step_takes():

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.func import vmap
 
-from defenses.dp_sgd import ClipAndNoise
+from defenses.clipping import Clipping
+from defenses.rules import ClipAndNoise
 from fl_core import lanes, recorded
 from fl_core.architectures import CNN, MLP, ConvNet, LeNet, McMahanCNN
 from fl_core.lanes import descend
@@ -67,7 +68,7 @@ MODELS: dict[str, Callable[[], nn.Module]] = {
 }
 
 
-@pytest.mark.parametrize("rule", [None, ClipAndNoise(1.0, 0.5, 4.0)], ids=["SGD", "DP-SGD"])
+@pytest.mark.parametrize("rule", [None, ClipAndNoise(Clipping(norm=1.0), 0.5, 4.0)], ids=["SGD", "DP-SGD"])
 @pytest.mark.parametrize("backend", ["vmap", "loop"])
 @pytest.mark.parametrize("model", MODELS)
 def test_replayed_steps_come_to_the_same_bits(model: str, backend: lanes.Backend, rule: ClipAndNoise | None) -> None:
