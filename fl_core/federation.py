@@ -89,12 +89,15 @@ class Federation:
         found, most = patterns([[turn.asked.tolist() for turn in one] for one in turns])
         if not self.fleet.synchronous:  # an update may count in another round than its client was asked in
             found, most = frozenset([tuple(range(self.rounds))]), dict.fromkeys(range(clients), event.rounds)
+        sizes = self.sizes
+        if not sampler.from_public_sizes:  # so many steps visit an example the more often, the fewer there are
+            sizes = torch.where(self.held_counts > 0, self.held_counts, sizes).amin(0)
         like = {name: value.unsqueeze(0) for name, value in variables_of(self.model).items()}
         ideal = isinstance(self.fleet, Ideal)
         return Plan(
             rounds=self.rounds,
             clients=clients,
-            sampling=tuple(sampler.event(int(size), most.get(client, 0)) for client, size in enumerate(self.sizes)),
+            sampling=tuple(sampler.event(size, most.get(client, 0)) for client, size in enumerate(sizes.tolist())),
             participation=event,
             patterns=found,
             cohort=cohort,
