@@ -49,7 +49,7 @@ class Defense:
         return self
 
     def server_state(self, message: Tree) -> Tree:
-        """What the defence keeps at the server, at first [...]; names have a `/` in them. `message` is like an update."""
+        """What the defence keeps at the server, at first [...], for updates like `message`; names have a `/`."""
         return {}
 
     def broadcast(self, kept: Tree) -> Tree:
