@@ -108,6 +108,7 @@ class Federation:
             streams=self.algorithm.aggregator.streams,
             synchronous=self.fleet.synchronous,
             even=self.algorithm.weighting == "uniform" or len(self.sizes.unique()) == 1,
+            stateless=not (self.algorithm.client_state(like, 1) or self.defense.client_state()),
             message=sum(value.shape[1:].numel() for value in no_updates(self.algorithm, like).values()),
         )
 
