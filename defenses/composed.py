@@ -6,8 +6,11 @@ import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
+from torch import nn
+
 from defenses.accounting import Unit
 from defenses.base import Defense
+from defenses.rules import After, ExampleMap, MeanOfExamples
 from defenses.statements import NoGuarantee, PrivacyStatement
 from fl_core.defended import Senders, Summed
 from fl_core.errors import InputError
@@ -45,6 +48,12 @@ class Composed(Defense):
                 raise InputError(
                     f"defense.defenses has {' and '.join(names)}; only one may {place}, so drop the others"
                 )
+        private = [part.name for part in self.parts if part.private and part.protects == "example"]
+        if private and batching:
+            raise InputError(
+                f"defense.defenses has {batching[0]} with {private[0]}; mixed batches let one example into several "
+                f"clipped gradients, and {private[0]} is accounted for one: drop either"
+            )
         for number, part in enumerate(self.parts):
             for later in self.parts[number + 1 :]:
                 if part.sealed and later.changes_updates:
@@ -121,8 +130,18 @@ class Composed(Defense):
     def batch_rule(self) -> BatchRule | None:
         return next((rule for part in self.parts if (rule := part.batch_rule()) is not None), None)
 
+    def for_model(self, model: nn.Module) -> Defense:
+        return self._each(lambda part: part.for_model(model))
+
+    def example_maps(self) -> Sequence[ExampleMap]:
+        return [change for part in self.parts for change in part.example_maps()]
+
     def example_rule(self, expected_batch: float) -> ExampleRule | None:
-        return next((rule for part in self.parts if (rule := part.example_rule(expected_batch)) is not None), None)
+        """The one rule that makes a step's gradient, after what the parts change in single examples' gradients."""
+        reducing = [part for part in self.parts if not part.example_maps()]
+        rule = next((rule for part in reducing if (rule := part.example_rule(expected_batch)) is not None), None)
+        maps = self.example_maps()
+        return After(maps, rule or MeanOfExamples()) if maps else rule
 
     def on_update(self, updates: Tree, senders: Senders) -> Tree:
         for part in self.parts:

@@ -35,14 +35,15 @@ class DPFedAvg(Defense):
 
     Formal guarantee: what the views named above see is (epsilon, delta)-DP for one client. Neighbours follow from the
     participation: with Poisson clients one is added or removed, with cohorts drawn without replacement one is replaced
-    by another, and both amplify for those who never learn who took part. With all others one client's updates become
-    zero, and nothing is amplified: the rounds it really takes part in are composed. The sum's denominator is the
-    expected cohort's public weight, whoever comes. A round without anybody releases noise alone. As an example is a
-    part of what its client holds, it is protected too, with neighbours that replace all of that.
+    by another, and both amplify for those who never learn who took part (see `drawn`). With all others one client's
+    updates become zero, and nothing is amplified: the rounds it really takes part in are composed. The sum's
+    denominator is the expected cohort's public weight, whoever comes. A round without anybody releases noise alone. As
+    an example is a part of what its client holds, it is protected too, with neighbours that replace all of that.
 
     `noise_multiplier` is the noise's standard deviation over the most that one client adds to what the noise is added
-    to; left out, `prepare` calibrates it to `epsilon`. An `epsilon` of inf is no defence at all. `weight_cap` is the
-    number of examples from which on a client has full weight (`algorithm.weighting=by_examples`).
+    to; left out, `prepare` calibrates it to `epsilon` against the view above that sees the most. An `epsilon` of inf is
+    no defence at all. `weight_cap` is the number of examples from which on a client has full weight
+    (`algorithm.weighting=by_examples`).
     """
 
     epsilon: float = math.inf
@@ -94,7 +95,9 @@ class DPFedAvg(Defense):
             return Defense()
         ready = self
         if self.noise_multiplier is None:
-            event = drawn(plan, "client") if self.noise_by == "server" else in_the_open(plan, "client")
+            # Against the view that sees the most of those that are promised something.
+            trusted = self.noise_by == "server"
+            event = drawn(plan, "client", "participant") if trusted else in_the_open(plan, "client")
             ready = replace(self, noise_multiplier=calibrate(self.epsilon, self.delta, [event]))
         ready.check(plan)
         return ready
@@ -139,13 +142,13 @@ class DPFedAvg(Defense):
         sigma, models = self._sigma(), view in ("released_model", "participant")
         if self.noise_by == "server":
             if models:
-                return Gaussians(sigma, drawn(plan, unit))
+                return Gaussians(sigma, drawn(plan, unit, view))
             return NoGuarantee(reason="the server adds the noise itself, to what it has seen", unit=unit, view=view)
         # Each update is noisy by itself. A sum has the noise of all, of which a participant knows its own.
         others = plan.cohort - (view == "participant")
         if view == "server" or not (plan.exact and plan.even) or others < 1:
             return Gaussians(sigma, in_the_open(plan, unit))
-        return Gaussians(sigma * math.sqrt(others), drawn(plan, unit) if models else in_the_open(plan, unit))
+        return Gaussians(sigma * math.sqrt(others), drawn(plan, unit, view) if models else in_the_open(plan, unit))
 
     def _sigma(self) -> float:
         if self.noise_multiplier is None:
@@ -153,14 +156,24 @@ class DPFedAvg(Defense):
         return self.noise_multiplier
 
 
-def drawn(plan: Plan, unit: Unit) -> Event:
-    """What may be composed for a client, or for an example of it, against those who never learn who took part."""
+def drawn(plan: Plan, unit: Unit, view: str) -> Event:
+    """What may be composed for a client, or for an example of it, against those who never learn who took part.
+
+    A participant knows of itself. Coins tell it nothing of others; but of a cohort without replacement that it is not
+    in, the others take every seat, so that each of them is drawn with a chance of cohort / (clients − 1).
+
+    A draw without replacement seats somebody else in the place of whom it leaves out. Where clients keep something from
+    turn to turn (control variates, local layers), that other one's next updates depend on it, in rounds that are
+    accounted as if nothing but one client's part in each could differ; so nothing is amplified then. Under coins the
+    others' turns are the same on both sides.
+    """
     event = plan.participation
     if event.kind == "poisson" and plan.ideal:
         relation: Literal["add or remove", "replace"] = "add or remove" if unit == "client" else "replace"
         return Event(relation=relation, rate=event.rate, steps=event.rounds)
-    if event.kind in ("uniform", "cyclic") and event.rate < 1 and plan.exact:
-        return Event(relation="replace", rate=event.rate, steps=event.rounds)
+    if event.kind in ("uniform", "cyclic") and event.rate < 1 and plan.exact and plan.stateless:
+        drawn_from = round(plan.cohort / event.rate) - (view == "participant")
+        return Event(relation="replace", rate=min(1.0, plan.cohort / drawn_from), steps=event.rounds)
     return in_the_open(plan, unit)
 
 

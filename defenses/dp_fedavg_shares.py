@@ -101,11 +101,13 @@ class DPFedAvgShares(Defense):
                 f"defense={self.name} needs every client's share of the noise: a cohort of a fixed size of at least 2 "
                 "(participation=everyone, fixed or uniform), fleet=ideal and algorithm.weighting=uniform"
             )
+        if self.grid is not None and (self.grid.clients, self.grid.dimension) != (plan.cohort, plan.message):
+            raise InputError(f"defense={self.name} was prepared for another cohort or model; prepare it for this plan")
 
     def prepare(self, plan: Plan) -> Defense:
         if self.noise_multiplier is None and math.isinf(self.epsilon):
             return Defense()
-        self.check(plan)
+        replace(self, grid=None).check(plan)
         sigma = self.noise_multiplier
         if sigma is None:
             # A Gaussian's zCDP is where the search starts; the grid and the missing share ask for a little more.

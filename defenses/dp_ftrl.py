@@ -91,11 +91,15 @@ class DPFTRL(Defense):
         check_sums(self.name, plan)
         if self.band is not None and self.band > plan.rounds:
             raise InputError(f"defense.band is {self.band}, but there are only {plan.rounds} rounds; lower it")
+        if self.sensitivity is not None and self._noise().worst(list(plan.patterns)) > self.sensitivity * (1 + 1e-9):
+            raise InputError(
+                f"defense={self.name} was prepared for clients that come less often; prepare it for this plan"
+            )
 
     def prepare(self, plan: Plan) -> Defense:
         if self.noise_multiplier is None and math.isinf(self.epsilon):
             return Defense()
-        self.check(plan)
+        replace(self, sensitivity=None).check(plan)
         sigma = self.noise_multiplier
         if sigma is None:
             sigma = calibrate(self.epsilon, self.delta, [Event(relation="zero out", rate=1.0, steps=1)])
@@ -138,8 +142,9 @@ class DPFTRL(Defense):
     def guarantee(self, view: str, unit: Unit, plan: Plan) -> PrivacyStatement | NoGuarantee:
         if view not in ("released_model", "participant"):
             return NoGuarantee(reason="the server adds the noise itself, to what it has seen", unit=unit, view=view)
-        if self.noise_multiplier is None:
+        if self.noise_multiplier is None or self.sensitivity is None:
             raise RuntimeError("prepare() has not calibrated the noise yet")
+        self.check(plan)
         event = Event(relation="zero out" if unit == "client" else "replace", rate=1.0, steps=1)
         how = "a tree's noise" if self.factorisation == "tree" else f"noise correlated over {self.band} rounds"
         words = f"{how} in {plan.rounds} rounds, at most {plan.turns} of them a client's, without amplification"

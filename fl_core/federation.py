@@ -16,7 +16,7 @@ from fl_core.augmentation import Augmentation
 from fl_core.checkpoint import all_finite
 from fl_core.cohort import Cohort, Tile, joined
 from fl_core.data import ImageSet
-from fl_core.defended import Defended, Summed
+from fl_core.defended import Defended, Senders, Summed
 from fl_core.devices import Workload
 from fl_core.errors import InputError, check_choice, check_number
 from fl_core.fleet import Fleet, Ideal, Turn
@@ -89,12 +89,15 @@ class Federation:
         found, most = patterns([[turn.asked.tolist() for turn in one] for one in turns])
         if not self.fleet.synchronous:  # an update may count in another round than its client was asked in
             found, most = frozenset([tuple(range(self.rounds))]), dict.fromkeys(range(clients), event.rounds)
+        sizes = self.sizes
+        if not sampler.from_public_sizes:  # so many steps visit an example the more often, the fewer there are
+            sizes = torch.where(self.held_counts > 0, self.held_counts, sizes).amin(0)
         like = {name: value.unsqueeze(0) for name, value in variables_of(self.model).items()}
         ideal = isinstance(self.fleet, Ideal)
         return Plan(
             rounds=self.rounds,
             clients=clients,
-            sampling=tuple(sampler.event(int(size), most.get(client, 0)) for client, size in enumerate(self.sizes)),
+            sampling=tuple(sampler.event(size, most.get(client, 0)) for client, size in enumerate(sizes.tolist())),
             participation=event,
             patterns=found,
             cohort=cohort,
@@ -105,7 +108,8 @@ class Federation:
             streams=self.algorithm.aggregator.streams,
             synchronous=self.fleet.synchronous,
             even=self.algorithm.weighting == "uniform" or len(self.sizes.unique()) == 1,
-            message=sum(value[0].numel() for value in no_updates(self.algorithm, like).values()),
+            stateless=not (self.algorithm.client_state(like, 1) or self.defense.client_state()),
+            message=sum(value.shape[1:].numel() for value in no_updates(self.algorithm, like).values()),
         )
 
     @cached_property
@@ -189,7 +193,7 @@ def initial_state(federation: Federation) -> State:
     device = federation.data.images.device
     model = {name: torch.stack([one[name] for one in each]).to(device) for name in each[0]}
     algorithm, defense, rows, clients = federation.algorithm, federation.defense, len(each), len(federation.sizes)
-    message = {name: value[0] for name, value in no_updates(algorithm, model).items()}
+    message = {name: value.new_zeros(value.shape[1:]) for name, value in no_updates(algorithm, model).items()}
     server, client = defense.server_state(message), defense.client_state()
     return State(
         round=0,
@@ -241,13 +245,15 @@ def rounds(
     """Play the rounds that are left, one at a time, and hand out the state after each.
 
     `state` is one that was handed out before an interruption; the rest is then the uninterrupted run's, in bits under
-    a fixed backend on a CPU. `workers` processes share the lanes of a round; no number depends on how many they are
-    under `loop`, and only last digits under `vmap`. A script that asks for several needs no `__main__` guard. Raises
-    InputError where training diverges.
+    a fixed backend on a CPU. `workers` processes share the lanes of a round, and the memory; no number depends on how
+    many they are under `loop`, and only last digits under `vmap` or where a share holds no whole batch's per-example
+    gradients. A script that asks for several needs no `__main__` guard. Raises InputError where training diverges, and
+    for a federation that the defence does not cover.
     """
     recorder = recorder or Recorder()
     if not federation.algorithm.aggregator.streams and recorder.view is SecureServer:
         raise InputError("secure_server sees nothing but sums, and this aggregator is no sum; set aggregator=mean")
+    federation.defense.check(federation.plan)
     state = state or initial_state(federation)
     with trainer(federation.data, workers) as train:
         while state.round < federation.rounds:
@@ -303,13 +309,17 @@ def play_round(federation: Federation, state: State, recorder: Recorder, train: 
     if parts:
         total = algorithm.aggregator(joined(parts, cohort), shares, cohort.present)
     if not total and defense.public_shares:  # whether anybody took part is private: noise alone must do
-        total = no_updates(algorithm, state.model)
+        total = _sum_over_nobody(federation, state, sent)
     recorder.summed(round, total)
 
     kept = dict(state.defense)
     if total:
         total = defense.on_sum(total, Summed(round, _largest_share(federation, shares), _draws(federation), kept))
     model, server = _server_step(federation, state, total, cohort)
+    if not (defense.public_shares or cohort.present.any(1).all()):  # a replica that received nothing stays as it is
+        moved = cohort.present.any(1)
+        model, server = _where(moved, model, state.model), _where(moved, server, state.server)
+        kept = _where(moved, kept, state.defense)
     needed = min(federation.turn(row, round).oldest for row in range(len(shares)))
     return State(
         round=round + 1,
@@ -322,13 +332,19 @@ def play_round(federation: Federation, state: State, recorder: Recorder, train: 
 
 
 def no_updates(algorithm: FedAvg, model: Tree) -> Tree:
-    """The sum over nobody: zeros like a cohort's [replicas, ...]; `model` is [replicas, ...]."""
+    """Nobody's updates [0, ...], in the shapes of a client's message; `model` is [replicas, ...]."""
     nobody = {name: value[:0] for name, value in algorithm.broadcast(model, algorithm.server_state(model)).items()}
     kept = {name: value[:0, 0] for name, value in algorithm.client_state(model, 1).items()}
     start, _ = algorithm.local(algorithm.lr, nobody, kept)
     message, _ = algorithm.message(algorithm.lr, nobody, start, kept, torch.zeros(0, dtype=torch.long))
-    rows = len(next(iter(model.values())))
-    return {name: value.new_zeros(rows, *value.shape[1:]) for name, value in message.items()}
+    return message
+
+
+def _sum_over_nobody(federation: Federation, state: State, sent: Tree) -> Tree:
+    """Zeros like a cohort's sum [replicas, ...], with all that the defence sends beside an update."""
+    nobody = Senders({name: value[:0] for name, value in sent.items()}, (), federation.expected_cohort)
+    message = federation.defense.on_update(no_updates(federation.algorithm, state.model), nobody)
+    return {name: value.new_zeros(len(federation.replica_ids), *value.shape[1:]) for name, value in message.items()}
 
 
 def _shares(federation: Federation, cohort: Cohort) -> Tensor:
@@ -355,28 +371,25 @@ def _draws(federation: Federation) -> Callable[[str], Generators]:
 
 
 def _server_step(federation: Federation, state: State, update: Tree, cohort: Cohort) -> tuple[Tree, Tree]:
-    """The algorithm's own step; a replica that received nothing stays as it is, and statistics are just averaged."""
+    """The algorithm's own step; statistics are just averaged."""
     if not update:
         return state.model, state.server
     algorithm = federation.algorithm
     lr = algorithm.server_lr * algorithm.server_schedule.factor(state.round, federation.rounds)
-    public = federation.defense.public_shares
-    share = federation.expected_cohort if public else cohort.present.sum(1)
+    share = federation.expected_cohort if federation.defense.public_shares else cohort.present.sum(1)
     share = torch.as_tensor(share, dtype=torch.float32).expand(len(cohort.clients)) / len(federation.sizes)
     model, server = algorithm.server_step(lr, state.model, state.server, update, share)
     for name in statistics_of(federation.model) & update.keys():
         model[name] = state.model[name] + update[name]
-    moved = cohort.present.any(1)
-    if public or moved.all():
-        return model, server
+    return model, server
 
-    def stay(new: Tree, old: Tree) -> Tree:
-        return {
-            name: torch.where(moved.to(value.device).view(-1, *[1] * (value.dim() - 1)), value, old[name])
-            for name, value in new.items()
-        }
 
-    return stay(model, state.model), stay(server, state.server)
+def _where(moved: Tensor, new: Tree, old: Tree) -> Tree:
+    """The new values [replicas, ...] of the replicas that `moved`, and the old ones of the others."""
+    return {
+        name: torch.where(moved.to(value.device).view(-1, *[1] * (value.dim() - 1)), value, old[name])
+        for name, value in new.items()
+    }
 
 
 def _weighing_sizes(federation: Federation, cohort: Cohort) -> Tensor:

@@ -22,8 +22,8 @@ class Plan:
 
     `cohort` is the expected number of updates a round. `ideal` says that nothing but the draw decides whose they are,
     and `exact` that every round has just so many, too. `streams` says that the server takes a weighted sum,
-    `synchronous` that a client has one update a round at most, and `even` that all weights are equal. `message` is how
-    many numbers a client sends.
+    `synchronous` that a client has one update a round at most, `even` that all weights are equal, and `stateless` that
+    clients keep nothing between their turns. `message` is how many numbers a client sends.
     """
 
     rounds: int
@@ -37,6 +37,7 @@ class Plan:
     streams: bool
     synchronous: bool
     even: bool
+    stateless: bool
     message: int
 
     @property

@@ -9,7 +9,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Literal, Protocol
+from typing import ClassVar, Literal, Protocol
 
 import torch
 from torch import Tensor
@@ -33,7 +33,12 @@ class SamplingEvent:
 
 
 class Sampler(Protocol):
-    """Draws a client's batches for one round. `size` is the client's public number of examples."""
+    """Draws a client's batches for one round. `size` is the client's public number of examples.
+
+    `from_public_sizes` says that how often an example is drawn follows from it, and not from the real number.
+    """
+
+    from_public_sizes: ClassVar[bool]
 
     def batch(self, size: int) -> int: ...
 
@@ -75,6 +80,8 @@ class Shuffled(_Epochs):
     Without a batch size every step takes all of the client's examples, as gradient descent does.
     """
 
+    from_public_sizes: ClassVar[bool] = False
+
     def draw(self, examples: Tensor, size: int, generator: torch.Generator) -> list[Tensor]:
         """Batches of entries of `examples` [n]; none at all for a client without examples."""
         if not len(examples):
@@ -99,6 +106,8 @@ class Poisson(_Epochs):
     The rate is batch_size / size and an epoch has ceil(size / batch_size) steps, from the public size: neither
     depends on how many examples the client really holds.
     """
+
+    from_public_sizes: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -24,6 +24,7 @@ def plan(events: Sequence[SamplingEvent] = (), **changes) -> Plan:
         "streams": True,
         "synchronous": True,
         "even": True,
+        "stateless": True,
         "message": 50,
     }
     return Plan(**(given | changes))

@@ -293,8 +293,12 @@ def test_public_sizes_are_the_expected_ones_and_at_least_one():
 def test_events_are_one_a_client_over_all_rounds_that_it_takes_part_in():
     whole = federation(sizes=torch.tensor([4, 8, 8, 8, 8]), rounds=7, participation=Everyone())
     events = whole.plan.sampling
-    assert events[0] == SamplingEvent(sampler="poisson", rate=0.5, steps=2 * 2 * 7)
-    assert events[1] == SamplingEvent(sampler="poisson", rate=0.25, steps=4 * 2 * 7)
+    rows = range(len(whole.replica_ids))
+    turns = [
+        max(sum(client in whole.turn(row, round).asked for round in range(7)) for row in rows) for client in (0, 1)
+    ]
+    assert events[0] == SamplingEvent(sampler="poisson", rate=0.5, steps=2 * 2 * turns[0])
+    assert events[1] == SamplingEvent(sampler="poisson", rate=0.25, steps=4 * 2 * turns[1])
     assert len(events) == 5
 
 
