@@ -131,7 +131,8 @@ def markdown(record: dict[str, Any]) -> str:
         f"{record['clients']} clients of 60 pictures, {record['cohort']} a round drawn without replacement, "
         f"{record['rounds']} rounds, one local epoch of batches of 10 at learning rate {record['lr']:g}, clip "
         f"{record['clip_norm']:g}, δ = {record['delta']:g}. Test accuracy: mean [lowest, highest] of "
-        f"{record['replicas']} replicas. ε is for one client, against the view that the mechanism is made for, and in the last columns against each; a "
+        f"{record['replicas']} replicas. ε is for one client, against the view that the mechanism is made for, "
+        "and in the last columns against each; a "
         "dash is no guarantee.\n",
         "| mechanism | ε | noise multiplier | test accuracy | released model | participant | secure server | server |",
         "| --- | --- | --- | --- | --- | --- | --- | --- |",
