@@ -37,6 +37,7 @@ def example_gradients(losses: Losses, variables: Tree, inputs: Inputs) -> Tree:
     those of `by_vmap` to float tolerance.
     """
     variables = {name: value.detach().requires_grad_() for name, value in variables.items()}
+    inputs = tree_map(_settled, inputs)
     try:
         with torch.enable_grad(), _Watch(variables) as watch:
             loss = losses(variables, *inputs)
@@ -48,7 +49,8 @@ def example_gradients(losses: Losses, variables: Tree, inputs: Inputs) -> Tree:
 def stacked_example_gradients(losses: Losses, variables: Tree, inputs: Inputs) -> Tree:
     """The same [lanes, batch, ...] for variables [lanes, ...] and inputs [lanes, batch, ...]."""
     variables = {name: value.detach().requires_grad_() for name, value in variables.items()}
-    inputs = tree_map(Tensor.contiguous, inputs)  # GroupNorm under `vmap` fails on one lane with its channels last
+    # GroupNorm under `vmap` fails on one lane with its channels last.
+    inputs = tree_map(lambda value: _settled(value.contiguous()), inputs)
     uses: list[_Use] = []
 
     def one_lane(mine: Tree, inputs: Inputs) -> Tensor:
@@ -75,6 +77,14 @@ def by_vmap(losses: Losses, variables: Tree, inputs: Inputs) -> Tree:
     fixed = {name: value.detach() for name, value in variables.items()}
     found: Tree = vmap(grad(alone), in_dims=(None, 0))(fixed, inputs)
     return found
+
+
+def _settled(value: Tensor) -> Tensor:
+    """With the usual strides where an axis of length 1 allows several: they decide which kernels run, and so the bits.
+
+    One channel is such an axis, and the same pictures have other strides in a worker process.
+    """
+    return value.flatten().view(value.shape) if value.is_contiguous() else value
 
 
 # The forward pass

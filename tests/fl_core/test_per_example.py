@@ -241,6 +241,17 @@ def test_a_model_that_mixes_examples_is_never_given_the_whole_batch_s_gradient(
     assert detours
 
 
+@pytest.mark.parametrize("batch", [1, 2, 5])
+def test_strides_that_a_single_channel_leaves_open_change_no_bit(batch: int) -> None:
+    model = CNN((1, 6, 6), 4, width=4)
+    losses, variables, images, labels = problem(model, (1, 6, 6), lanes=1, batch=batch, kind=torch.float32)
+    odd = images.as_strided(images.shape, (36 * batch, 36, 1, 6, 1))  # as a worker process gets them
+    assert odd.stride() != images.stride()
+    pairs = zip(both_ways(losses, variables, images, labels), both_ways(losses, variables, odd, labels), strict=True)
+    for usual, other in pairs:
+        assert all(torch.equal(value, other[name]) for name, value in usual.items())
+
+
 def test_a_layer_used_twice_adds_its_gradients(detours: list[object]) -> None:
     def twice(self: OneOfOnesOwn, pixels: Tensor) -> Tensor:
         return self.own(self.square(self.square(pixels.flatten(1)).tanh()))
