@@ -104,6 +104,8 @@ _Find = Callable[[_Problem, Tree, Tensor, tuple[Input, ...]], Tree]
 
 def _stacked_mean(problem: _Problem, variables: Tree, mask: Tensor, inputs: tuple[Input, ...]) -> Tree:
     leaves = _leaves(variables)
+    if len(mask) == 1:  # GroupNorm under `vmap` fails on one lane with its channels last
+        inputs = _each(inputs, Tensor.contiguous)
     return _gradients(vmap(problem.mean_loss)(leaves, mask, inputs), leaves)
 
 

@@ -162,7 +162,7 @@ _ALONE = {
 }  # fmt: skip
 _TOGETHER = {"add", "sub", "mul", "div", "__radd__", "__rsub__", "__rmul__"}
 _ALONG = {"mean", "sum", "softmax", "log_softmax", "unsqueeze", "squeeze", "gather"}
-_QUESTIONS = {"__get__", "size", "dim", "numel", "__len__"}
+_QUESTIONS = {"__get__", "size", "dim", "numel", "__len__", "is_floating_point"}
 
 
 def _apart(name: str, found: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:

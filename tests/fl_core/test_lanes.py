@@ -282,3 +282,14 @@ def test_cuda_gives_the_cpu_s_numbers(backend: str):
             assert_same(on_gpu, train(backend, rule=rule), tolerance=1e-4)
     finally:
         torch.backends.cudnn.allow_tf32 = allowed
+
+
+def test_one_stacked_lane_of_colour_pictures_with_channels_last_goes_through_group_norm():
+    draw = generator(0, "colour")
+    pictures = torch.rand(6, 8, 8, 3, generator=draw).permute(0, 3, 1, 2)  # as a trainer lays them out on a CPU
+    labels = torch.randint(0, 4, (6,), generator=draw)
+    model = CNN((3, 8, 8), 4, width=4, norm="group")
+    start = {name: value.unsqueeze(0) for name, value in initial_parameters(model, 0).items()}
+    feed = ExampleFeed(pictures, labels, [[torch.arange(6), torch.arange(3)]])
+    each = [descend(start, ClassificationLosses(model), feed, SGD(lr=0.1), backend=one) for one in ("vmap", "loop")]
+    assert_same(*each)
