@@ -147,6 +147,8 @@ class DPFTRL(Defense):
         self.check(plan)
         event = Event(relation="zero out" if unit == "client" else "replace", rate=1.0, steps=1)
         how = "a tree's noise" if self.factorisation == "tree" else f"noise correlated over {self.band} rounds"
+        if self.band == 1:
+            how = "independent noise"
         words = f"{how} in {plan.rounds} rounds, at most {plan.turns} of them a client's, without amplification"
         return PrivacyStatement.of(
             Correlated(self.noise_multiplier, event, words=words), delta=self.delta, unit=unit, view=view

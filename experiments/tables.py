@@ -11,6 +11,7 @@ from typing import Any
 
 from experiments.collect import CellResult, alarms
 from experiments.scoring import Row
+from fl_core.views import VIEWS
 
 Table = tuple[list[str], list[list[str]]]
 """Column heads and lines, all ready to print."""
@@ -192,6 +193,8 @@ def as_markdown(cells: Sequence[CellResult], title: str, whom: str) -> str:
         f"update after one step on one example; blind guesses stand below. {facts['examples']} examples, "
         f"{facts['parameters']} parameters."
     )
+    if any(cell.account["protects"] == "client" for cell in cells):
+        parts.append("ε is what one client is promised; the accounted ε and the ceilings are for one of its examples.")
     parts += ["## In words", "\n".join(f"- {line}" for line in in_words(cells, whom))]
     parts += [
         "## What is guaranteed",
@@ -206,11 +209,12 @@ def guarantees(cell: CellResult) -> list[str]:
     told: dict[str, list[str]] = {}
     for statement in cell.account["guarantees"].values():
         told.setdefault(statement["promise"], []).append(statement["view"])
+    order = list(VIEWS)
 
     def views(names: list[str]) -> str:
         return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
 
-    return [f"Against {views(names)}: {promise}" for promise, names in told.items()]
+    return [f"Against {views(sorted(names, key=order.index))}: {promise}" for promise, names in told.items()]
 
 
 def _markdown(table: Table) -> str:
