@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
+from collections import Counter
 
 import opacus.optimizers.optimizer as opacus_optimizer
 import pytest
@@ -21,7 +23,9 @@ from defenses.clipping import Clipping, norms
 from defenses.dp_sgd import DPSGD
 from defenses.rules import ClipAndNoise
 from defenses.statements import NoGuarantee, PrivacyStatement
+from fl_core.algorithms.fedavg import FedAvg
 from fl_core.architectures import CNN
+from fl_core.data import ImageSet
 from fl_core.defended import Senders, Summed
 from fl_core.errors import InputError
 from fl_core.lanes import descend
@@ -30,6 +34,7 @@ from fl_core.optimizers import SGD, Tree
 from fl_core.rules import Step
 from fl_core.sampling import ExampleFeed, Poisson, SamplingEvent, Shuffled
 from fl_core.seeds import generator
+from tests.federations import federation, pictures
 from tests.plans import plan
 
 EVENT = SamplingEvent(sampler="poisson", rate=0.1, steps=50)
@@ -62,6 +67,11 @@ def flat(step: Tree) -> Tensor:
 
 def generators(lanes: int, run: int = 0) -> list[torch.Generator]:
     return [generator(run, "noise", lane) for lane in range(lanes)]
+
+
+def twice_as_many() -> ImageSet:
+    data = pictures()
+    return ImageSet(torch.cat([data.images] * 2), torch.cat([data.labels] * 2), data.classes)
 
 
 # The step
@@ -285,6 +295,29 @@ def test_shuffled_batches_are_accounted_without_amplification_and_for_a_replaced
     assert stated.sampler == "shuffled batches, 6 visits"
     amplified = Poisson(local_epochs=2, batch_size=4).event(40, rounds=3)
     assert stated.epsilon > prepared.guarantee("server", "example", plan([amplified])).epsilon
+
+
+def test_visits_are_those_of_the_smallest_real_client_where_batches_follow_real_sizes():
+    # Eight steps of two examples: twice round eight, and four times round the four that client 0 really holds in row 1.
+    members = torch.ones(2, 48, dtype=torch.bool)
+    members[1, 24::6] = False
+    whole = federation(
+        data=twice_as_many(),
+        members=members,
+        sizes=torch.full((6,), 8),
+        replica_ids=[0, 1],
+        algorithm=FedAvg(sampler=Shuffled(local_steps=8, batch_size=2), lr=0.1),
+        defense=defense(noise_multiplier=2.0),
+        rounds=3,
+    )
+    assert [event.steps for event in whole.plan.sampling] == [12, 6, 6, 6, 6, 6]
+    counts = Counter()
+    for batch in whole.algorithm.sampler.draw(whole.held(1, 0), 8, generator(0, "batches")):
+        counts.update(batch.tolist())
+    assert max(counts.values()) * 3 == 12
+    # Poisson coins know no real size.
+    poisson = FedAvg(sampler=Poisson(local_steps=8, batch_size=2), lr=0.1)
+    assert {event.steps for event in dataclasses.replace(whole, algorithm=poisson).plan.sampling} == {24}
 
 
 def test_the_accounted_event_is_the_sampler_s():
