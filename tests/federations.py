@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 from fl_core.algorithms.fedavg import FedAvg
 from fl_core.data import ImageSet
 from fl_core.federation import Federation, run
+from fl_core.participation import PoissonClients
 from fl_core.sampling import Shuffled
 from fl_core.seeds import generator
 from fl_core.state import State
@@ -28,6 +30,16 @@ def pictures(side: int = 4, seed: int = 0) -> ImageSet:
 
 def linear(side: int = 4, bias: bool = False) -> nn.Module:
     return nn.Sequential(nn.Flatten(), nn.Linear(side * side, 3, bias=bias))
+
+
+@dataclass(frozen=True)
+class AllBut(PoissonClients):
+    """All clients but some, who might have come as well."""
+
+    absent: tuple[int, ...] = ()
+
+    def draw(self, clients: int, run: int, replica: int, round: int) -> Tensor:
+        return torch.tensor([client for client in range(clients) if client not in self.absent], dtype=torch.long)
 
 
 def federation(**changes: Any) -> Federation:

@@ -6,7 +6,6 @@ import dataclasses
 import itertools
 import math
 import time
-from dataclasses import dataclass
 
 import pytest
 import torch
@@ -29,7 +28,7 @@ from fl_core.federation import run
 from fl_core.fleet import Buffered
 from fl_core.participation import Cyclic, Everyone, ParticipationEvent, PoissonClients, Uniform
 from fl_core.sampling import Shuffled
-from tests.federations import CLIENTS, black, federation, flat, linear, play, prepared
+from tests.federations import CLIENTS, AllBut, black, federation, flat, linear, play, prepared
 from tests.plans import plan
 
 CLIP, SIGMA = 0.3, 1.7
@@ -56,16 +55,6 @@ def moves(seen, rounds: int) -> Tensor:
     """How far the model went in each round [rounds, replicas, parameters]."""
     models = [flat(seen.models[round], 1) for round in range(rounds)] + [flat(seen.model, 1)]
     return torch.stack([after - before for before, after in itertools.pairwise(models)])
-
-
-@dataclass(frozen=True)
-class But(PoissonClients):
-    """All clients but some, who might have come as well."""
-
-    absent: tuple[int, ...] = ()
-
-    def draw(self, clients: int, run: int, replica: int, round: int) -> Tensor:
-        return torch.tensor([client for client in range(clients) if client not in self.absent], dtype=torch.long)
 
 
 # Noise, through the engine; no picture has a light pixel, so that updates are zero.
@@ -117,7 +106,12 @@ def test_a_cohort_of_nobody_releases_noise_alone_and_the_model_still_moves(clipp
     sampler = Shuffled(batch_size=2)
     kind = FedAvg(sampler=sampler, lr=0.5) if algorithm == "fedavg" else SCAFFOLD(sampler=sampler, lr=0.5)
     made = defense(clipping=clipping, quantile_noise=50.0)
-    changes = {"participation": But(rate=0.5, absent=tuple(range(6))), "algorithm": kind, "rounds": 2, "data": black()}
+    changes = {
+        "participation": AllBut(rate=0.5, absent=tuple(range(6))),
+        "algorithm": kind,
+        "rounds": 2,
+        "data": black(),
+    }
     _, seen = play(prepared(defense=made, **changes))
     assert all(cohort.shape == (1, 0) for cohort in seen.cohorts.values())
     spent = (SIGMA**-2 - 100.0**-2) ** -0.5 if clipping == "adaptive" else SIGMA
@@ -143,9 +137,9 @@ def test_noise_is_the_same_in_bits_when_a_run_is_resumed_and_differs_between_rep
 @pytest.mark.parametrize("noise_by", ["server", "clients"])
 def test_who_is_absent_takes_away_its_own_part_and_changes_nothing_else(weighted, noise_by):
     changes = {"defense": defense(noise_by=noise_by)} | ({"sizes": SIZES, "algorithm": BY_EXAMPLES} if weighted else {})
-    _, everyone = play(prepared(participation=But(rate=0.5), **changes))
+    _, everyone = play(prepared(participation=AllBut(rate=0.5), **changes))
     for client in (0, 5):
-        _, others = play(prepared(participation=But(rate=0.5, absent=(client,)), **changes))
+        _, others = play(prepared(participation=AllBut(rate=0.5, absent=(client,)), **changes))
         kept = [each for each in range(CLIENTS) if each != client]
         assert torch.equal(flat(everyone.updates[0], 2)[:, kept], flat(others.updates[0], 2))
         assert torch.equal(everyone.weights[0][:, kept], others.weights[0])
