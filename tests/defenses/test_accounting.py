@@ -5,7 +5,9 @@ from __future__ import annotations
 import math
 
 import pytest
+from dp_accounting import NeighboringRelation, dp_event
 from dp_accounting.pld import privacy_loss_distribution
+from dp_accounting.pld.pld_privacy_accountant import PLDAccountant
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -177,6 +179,41 @@ def test_shuffled_batches_amplify_nothing_and_neighbours_replace_an_example() ->
     assert exact <= epsilon_rdp(8.0, [event], DELTA) <= 1.2 * exact
     sigma = calibrate_worst(1.0, DELTA, [[event]])
     assert epsilon_gaussian(2 * math.sqrt(10) / sigma, DELTA) == pytest.approx(1.0, rel=2e-3)
+
+
+# dp-accounting's own accountants, on the events that they model as we do
+
+
+def by_their_pld(relation: NeighboringRelation, noise: float, rate: float, steps: int, interval: float) -> float:
+    accountant = PLDAccountant(relation, value_discretization_interval=interval)
+    gaussian = dp_event.GaussianDpEvent(noise)
+    accountant.compose(gaussian if rate == 1 else dp_event.PoissonSampledDpEvent(rate, gaussian), steps)
+    return float(accountant.get_epsilon(DELTA))
+
+
+@pytest.mark.parametrize(
+    ("rate", "noise", "steps"), [(0.01, 0.7, 500), (0.1, 1.5, 200), (0.5, 6.0, 50), (1.0, 8.0, 30)]
+)
+@pytest.mark.parametrize("relation", ["add or remove", "zero out"])
+def test_epsilon_is_that_of_dp_accounting_s_own_accountant(rate, noise, steps, relation) -> None:
+    theirs = {
+        "add or remove": NeighboringRelation.ADD_OR_REMOVE_ONE,
+        # One element is replaced by one that adds nothing, in a record of the same length.
+        "zero out": NeighboringRelation.REPLACE_SPECIAL,
+    }[relation]
+    exact = by_their_pld(theirs, noise, rate, steps, 1e-4)
+    ours = epsilon_pld(noise, [Event(relation=relation, rate=rate, steps=steps)], DELTA)
+    assert ours == pytest.approx(exact, rel=5e-3)
+
+
+def test_a_replaced_unit_costs_what_dp_accounting_says_without_sampling_and_no_less_with_coins() -> None:
+    replaced = NeighboringRelation.REPLACE_ONE
+    exact = by_their_pld(replaced, 20.0, 1.0, 25, 1e-4)
+    assert epsilon_pld(20.0, draws(1.0, 25), DELTA) == pytest.approx(exact, rel=5e-3)
+    for rate, noise, steps in ((0.05, 3.0, 200), (0.3, 6.0, 50)):
+        # The unit's coin is the same in both data sets; ours covers that, and a seat that somebody else takes.
+        coins = by_their_pld(replaced, noise, rate, steps, 1e-3)
+        assert coins <= epsilon_pld(noise, draws(rate, steps), DELTA)
 
 
 # Draws without replacement
