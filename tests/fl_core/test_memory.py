@@ -7,11 +7,15 @@ import torch
 from torch import nn
 
 from defenses.clipping import Clipping
+from defenses.dp_sgd import DPSGD
 from defenses.rules import ClipAndNoise
 from fl_core.algorithms.fedavg import FedAvg
 from fl_core.architectures import CNN
+from fl_core.federation import run
 from fl_core.memory import _LOST, Footprint, _Peak, footprint, step_bytes
+from fl_core.participation import Fixed
 from fl_core.sampling import Shuffled
+from fl_core.state import State
 from tests.fl_core.test_engine import VARIETY, federation
 
 SHAPE = (1, 6, 6)
@@ -78,3 +82,46 @@ def test_every_algorithm_and_defence_has_a_footprint(name: str):
     found = federation(**VARIETY[name]).footprint
     assert found.lane > 0
     assert found.shared >= 0
+
+
+def test_as_many_examples_are_at_work_as_fit_and_at_least_one():
+    found = Footprint(shared=100, lane=1000, example=30)
+    assert found.examples(1100, 32) is None
+    assert found.examples(1099, 32) == 31
+    assert found.examples(800, 32) == 22
+    assert found.examples(1, 32) == 1
+    assert Footprint(shared=100, lane=1000).examples(1, 32) is None
+
+
+@pytest.mark.parametrize("backend", ["vmap", "loop"])
+def test_examples_gradients_stay_inside_the_memory_that_a_federation_is_given(backend: str):
+    defense = DPSGD(delta=1e-5, clip_norm=0.5, noise_multiplier=0.8)
+    algorithm = FedAvg(sampler=Shuffled(batch_size=None), lr=0.1)
+    # Ten examples a client, all in one batch, whose gradients take most of what a lane takes.
+    changes = {
+        "members": torch.ones(1, 60, dtype=torch.bool),
+        "replica_ids": [0],
+        "sizes": torch.full((6,), 10),
+        "participation": Fixed(cohort=2),
+        "model": CNN(SHAPE, 3, width=8),
+        "rounds": 1,
+    }
+
+    def played(memory: int | None) -> tuple[State, int]:
+        whole = federation(defense=defense, algorithm=algorithm, backend=backend, memory=memory, **changes)
+        whole.footprint  # noqa: B018 - it measures with steps of its own
+        with _Peak() as peak:
+            done = run(whole)
+        return done, peak.bytes
+
+    (whole, most), (nothing, least) = played(None), played(1)
+    found = federation(defense=defense, algorithm=algorithm, backend=backend, **changes).footprint
+    budget = found.shared + found.lane - 5 * found.example
+    assert found.examples(budget, 10) == 5
+    done, halved = played(budget)
+    # `least` is what a federation takes beside the examples that are at work.
+    assert least < halved < most
+    assert halved - least <= 5 * found.example
+    for one in (done, nothing):
+        for name, value in whole.tensors().items():
+            torch.testing.assert_close(one.tensors()[name], value, rtol=0, atol=1e-6)
