@@ -112,8 +112,8 @@ def trade_off_pld(noise_multiplier: float, events: Sequence[AnyEvent]) -> TradeO
 
     It bounds both tests, for the unit added and for the unit removed, so it is symmetric; it is within 1e-4
     of the exact curve of DP-SGD. The line of −ε is that of ε seen from the other test, 1 − e^−ε (1 − δ(ε) −
-    F), so only ε ≥ 0 is kept. Without noise nothing is guaranteed. Raises InputError for a negative noise multiplier. Source: Dong, Roth & Su 2022 (primal–dual form), with δ from the
-    privacy loss distribution.
+    F), so only ε ≥ 0 is kept. Without noise nothing is guaranteed. Raises InputError for a negative noise
+    multiplier. Source: Dong, Roth & Su 2022 (primal–dual form), with δ from the privacy loss distribution.
     """
     distribution = loss_distribution(noise_multiplier, events)
     if distribution is None:
