@@ -28,7 +28,7 @@ from fl_core.algorithms.fedprox import FedProx
 from fl_core.algorithms.fedsgd import FedSGD
 from fl_core.algorithms.scaffold import SCAFFOLD
 from fl_core.data import ImageSet
-from fl_core.federation import Federation
+from fl_core.federation import Federation, rounds
 from fl_core.optimizers import Tree
 from fl_core.participation import Everyone, Participation
 from fl_core.rules import Step
@@ -84,9 +84,7 @@ def whole(name: str, defense: Defense, participation: Participation, **changes: 
 
 def played(begun: Federation) -> State:
     """The state after one round, noise and all: the public past of both neighbours."""
-    states: list[State] = []
-    play(begun, after_round=lambda state: states.append(copied(state)))
-    return states[0]
+    return copied(next(rounds(begun)))
 
 
 def copied(state: State, stranger: bool = False) -> State:
