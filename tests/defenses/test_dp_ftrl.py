@@ -136,7 +136,9 @@ def test_the_whole_run_is_one_gaussian_mechanism(kind, unit):
         clips = 1 if unit == "client" else 2
         assert found.epsilon == pytest.approx(epsilon_gaussian(clips / SIGMA, 1e-5), rel=1e-4)
         assert found.relation == ("zero out one client's part" if unit == "client" else "replace one example")
-        how = "a tree's noise" if kind == "tree" else f"noise correlated over {KINDS[kind]['band']} rounds"
+        band = KINDS[kind].get("band")
+        correlated = "independent noise" if band == 1 else f"noise correlated over {band} rounds"
+        how = "a tree's noise" if kind == "tree" else correlated
         assert found.sampler == f"{how} in 6 rounds, at most 3 of them a client's, without amplification"
     for view in ("server", "secure_server"):
         assert isinstance(ready.guarantee(view, unit, here), NoGuarantee)
