@@ -20,7 +20,7 @@ from fl_core.state import State
 if TYPE_CHECKING:
     from fl_core.federation import Federation
 
-_SHARES = 8  # of the memory that one lane's batch may take, so that no bit depends on how many workers share it
+SHARES = 8  # of the memory that one lane's batch may take, so that no bit depends on how many workers share it
 
 
 def local_training(
@@ -39,7 +39,7 @@ def local_training(
     cut = tiles(len(cohort.clients), cohort.clients.shape[1], _most_lanes(federation, cohort, workers))
     places = [(tile, lanes) for tile in cut if (lanes := lanes_of(cohort, tile))]
     begun: list[tuple[Tree, Tree, Tensor]] = []
-    at_once = federation.footprint.examples(_budget(federation, _SHARES), batch) if rule else None
+    at_once = federation.footprint.examples(_budget(federation, SHARES), batch) if rule else None
 
     def jobs() -> Iterator[Job]:
         for _, lanes in places:
