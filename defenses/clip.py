@@ -38,7 +38,7 @@ class Clip(Defense):
 
     def __post_init__(self) -> None:
         check_choice("defense.unit", self.unit, ("client", "example"))
-        self.clip  # noqa: B018 - it checks its own numbers
+        _ = self.clip  # it checks its own numbers
 
     @property
     def clip(self) -> Clipping:

@@ -28,7 +28,8 @@ class Composed(Defense):
     (post-processing), so that the order makes no difference to ε. Two mechanisms that both hide the same unit could be
     accounted more tightly together; that is not done. Refused is what would make a part's statement false: an update
     that may get longer after it was clipped for noise that the server adds, or that changes after the client put its
-    noise in; and two parts at a place that has room for one.
+    noise in; what the server learns of clients beside a sum that is noised; and two parts at a place that has room for
+    one.
     """
 
     parts: tuple[Defense, ...]
@@ -53,6 +54,13 @@ class Composed(Defense):
             raise InputError(
                 f"defense.defenses has {batching[0]} with {private[0]}; mixed batches let one example into several "
                 f"clipped gradients, and {private[0]} is accounted for one: drop either"
+            )
+        telling = [part.name for part in self.parts if not part.public_shares and part.server_state({})]
+        if telling and summing:
+            raise InputError(
+                f"defense.defenses has an adaptive {telling[0]} with {summing[0]}; the server follows a count of "
+                f"clients to which no noise is accounted: make {summing[0]}'s own clipping adaptive, or {telling[0]}'s "
+                "flat"
             )
         for number, part in enumerate(self.parts):
             for later in self.parts[number + 1 :]:
@@ -82,7 +90,7 @@ class Composed(Defense):
 
     @property
     def delta(self) -> float | None:  # type: ignore[override]
-        return max((part.delta for part in self.parts if part.private and part.delta is not None), default=None)
+        return self._promising.delta
 
     @property
     def noise_multiplier(self) -> float | None:  # type: ignore[override]

@@ -65,7 +65,7 @@ class DPFedAvg(Defense):
     def __post_init__(self) -> None:
         check_promise(self.epsilon, self.delta, self.noise_multiplier)
         check_choice("defense.noise_by", self.noise_by, ("server", "clients"))
-        self.clip  # noqa: B018 - it checks its own numbers
+        _ = self.clip  # it checks its own numbers
         for name, value in (("weight_cap", self.weight_cap), ("quantile_noise", self.quantile_noise)):
             if value is not None:
                 check_number(f"defense.{name}", value, above=0)

@@ -88,7 +88,7 @@ class DPFedAvgShares(Defense):
         check_promise(self.epsilon, self.delta, self.noise_multiplier)
         check_choice("defense.clipping", self.clipping, ("flat", "per_layer"))
         check_number("defense.bits", self.bits, minimum=2, maximum=62, integer=True)
-        self.clip  # noqa: B018 - it checks its own numbers
+        _ = self.clip  # it checks its own numbers
 
     @property
     def clip(self) -> Clipping:

@@ -81,7 +81,7 @@ class DPFTRL(Defense):
                 raise InputError("defense.band is set, but a tree has none; set factorisation=banded, or leave it out")
         if self.weight_cap is not None:
             check_number("defense.weight_cap", self.weight_cap, above=0)
-        self.clip  # noqa: B018 - it checks its own numbers
+        _ = self.clip  # it checks its own numbers
 
     @property
     def clip(self) -> Clipping:

@@ -47,7 +47,7 @@ class DPSGD(Defense):
 
     def __post_init__(self) -> None:
         check_promise(self.epsilon, self.delta, self.noise_multiplier)
-        self.clip  # noqa: B018 - it checks its own numbers
+        _ = self.clip  # it checks its own numbers
         if self.quantile_noise is not None:
             check_number("defense.quantile_noise", self.quantile_noise, above=0)
 

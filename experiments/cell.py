@@ -16,6 +16,7 @@ from hydra.utils import instantiate
 from torch import Tensor, nn
 
 from defenses.base import Defense
+from defenses.composed import Composed
 from defenses.statements import require_guarantee
 from experiments import store
 from experiments.executor import Executor
@@ -195,12 +196,13 @@ def build(config: Mapping[str, Any], here: bool = True) -> Cell:
         reconstruction=_make(config["attack"]["reconstruction"]),
         executor=_make(config["executor"]),
     )
-    units = {"example": len(pool), "client": config["clients"]}[defense.protects]
-    if cell.delta is not None and cell.delta >= 1 / units:
-        raise InputError(
-            f"defense.delta is {cell.delta:g}; it must be below one over the number of {defense.protects}s, "
-            f"1/{units} = {1 / units:.2g}"
-        )
+    for part in defense.parts if isinstance(defense, Composed) else (defense,):
+        units = {"example": len(pool), "client": config["clients"]}[part.protects]
+        if part.private and part.delta is not None and part.delta >= 1 / units:
+            raise InputError(
+                f"defense.delta is {part.delta:g}; it must be below one over the number of {part.protects}s, "
+                f"1/{units} = {1 / units:.2g}"
+            )
     plan = cell.federation(range(1)).plan  # it checks what goes together
     defense.check(plan)
     if config["against"] is not None:

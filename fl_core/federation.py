@@ -246,9 +246,8 @@ def rounds(
 
     `state` is one that was handed out before an interruption; the rest is then the uninterrupted run's, in bits under
     a fixed backend on a CPU. `workers` processes share the lanes of a round, and the memory; no number depends on how
-    many they are under `loop`, and only last digits under `vmap` or where a share holds no whole batch's per-example
-    gradients. A script that asks for several needs no `__main__` guard. Raises InputError where training diverges, and
-    for a federation that the defence does not cover.
+    many they are under `loop`, and only last digits under `vmap`. A script that asks for several needs no `__main__`
+    guard. Raises InputError where training diverges, and for a federation that the defence does not cover.
     """
     recorder = recorder or Recorder()
     if not federation.algorithm.aggregator.streams and recorder.view is SecureServer:

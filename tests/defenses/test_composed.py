@@ -96,6 +96,7 @@ def test_without_noise_that_is_accounted_a_list_guarantees_nothing_and_says_all_
             "noise is in the updates already",
         ),
         ([DPFedAvg(epsilon=1.0, delta=1e-3, clip_norm=1.0, noise_by="clients"), Sign()], "put sign before it"),
+        ([Clip(clip_norm=1.0, clipping="adaptive"), CLIENTS], "a count of clients to which no noise is accounted"),
         ([Mixup(alpha=1.0), EXAMPLES], "let one example into several clipped gradients"),
         ([EXAMPLES, "clip"], "must have a _target_"),
     ],
@@ -107,12 +108,7 @@ def test_what_would_make_a_statement_false_is_refused_in_one_line(parts, says):
 
 
 def test_two_adaptive_clips_of_one_thing_are_refused():
-    twice = composed(
-        [
-            Clip(clip_norm=1.0, clipping="adaptive"),
-            DPFedAvg(epsilon=8.0, delta=1e-3, clip_norm=1.0, clipping="adaptive").prepare(PLAN),
-        ]
-    )
+    twice = composed([Clip(clip_norm=1.0, clipping="adaptive"), Clip(clip_norm=2.0, clipping="adaptive")])
     with pytest.raises(InputError, match="let only one of them be adaptive"):
         twice.server_state({})
 
