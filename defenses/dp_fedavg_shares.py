@@ -23,6 +23,7 @@ from defenses.discrete_gaussian import (
     plan as noise_plan,
 )
 from defenses.dp_fedavg import check_sums
+from defenses.noise import cut
 from defenses.statements import NoGuarantee, PrivacyStatement
 from fl_core.defended import Senders
 from fl_core.errors import InputError, check_choice, check_number
@@ -134,16 +135,11 @@ class DPFedAvgShares(Defense):
         grid = self._grid()
         factors, _ = self.clip.factors(updates, 1)
         clipped = scaled(updates, factors)
-        shapes = {name: value.shape[1:] for name, value in clipped.items()}
         flat = torch.cat([value.flatten(1) if value.dim() > 1 else value[:, None] for value in clipped.values()], 1)
         whole = round_to_grid(flat, grid.granularity, grid.clip_norm, grid.beta, list(senders.generators))
         for row, draw in zip(whole, senders.generators, strict=True):
             row += discrete_gaussian(row.shape, grid.sigma, draw, row.device)
-        parts = (whole.double() * grid.granularity).to(flat).split([s.numel() for s in shapes.values()], 1)
-        return {
-            name: part.unflatten(1, shape) if shape else part[:, 0]
-            for (name, shape), part in zip(shapes.items(), parts, strict=True)
-        }
+        return cut((whole.double() * grid.granularity).to(flat), clipped)
 
     def guarantee(self, view: str, unit: Unit, plan: Plan) -> PrivacyStatement | NoGuarantee:
         return PrivacyStatement.of(self._mechanism(view, unit, plan), delta=self.delta, unit=unit, view=view)

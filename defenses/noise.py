@@ -23,11 +23,16 @@ def drawn(like: Tree, generators: Sequence[torch.Generator], fill: Callable[[Ten
 
     `fill` fills the numbers of all of a row's variables [numbers] in place, in the order of the tree.
     """
-    shapes = {name: value.shape[1:] for name, value in like.items()}
     first = next(iter(like.values()))
-    flat = first.new_empty(len(generators), sum(shape.numel() for shape in shapes.values()))
+    flat = first.new_empty(len(generators), sum(value.shape[1:].numel() for value in like.values()))
     for row, draw in zip(flat, generators, strict=True):
         fill(row, draw)
+    return cut(flat, like)
+
+
+def cut(flat: Tensor, like: Tree) -> Tree:
+    """Rows [rows, numbers] as a tree in the shapes and the order of `like` [rows, ...]."""
+    shapes = {name: value.shape[1:] for name, value in like.items()}
     parts = flat.split([shape.numel() for shape in shapes.values()], 1)
     return {
         name: part.unflatten(1, shape) if shape else part[:, 0]
