@@ -30,8 +30,9 @@ from defenses.dp_sgd import DPSGD
 from experiments.store import circumstances
 from fl_core.algorithms.fedavg import FedAvg
 from fl_core.checkpoint import read_json, write_json, write_text
+from fl_core.data import ImageSet
 from fl_core.errors import InputError, check_choice, check_number
-from fl_core.federation import federate, rounds
+from fl_core.federation import Federation, federate, rounds
 from fl_core.loaders import parquet
 from fl_core.models import accuracy
 from fl_core.sampling import Poisson
@@ -67,10 +68,8 @@ LEVELS = {
 }
 
 
-def play(train: str, test: str, name: str, seed: int, epochs: int) -> dict[str, Any]:
-    """One run: its test accuracy, and ε by the privacy loss distribution and by Opacus's Rényi accountant."""
-    torch.set_num_threads(1)
-    level, began = LEVELS[name], time.perf_counter()
+def federation_of(train: str, test: str, name: str, seed: int, epochs: int) -> tuple[Federation, ImageSet]:
+    """A federation of one client at a noise level, an epoch a round; and the test pictures."""
     pool, held_out = parquet(train, test_path=test)
     federation = federate(
         TutorialCNN(pool.shape, len(pool.classes)),
@@ -78,24 +77,32 @@ def play(train: str, test: str, name: str, seed: int, epochs: int) -> dict[str, 
         clients=1,
         rounds=epochs,
         run=seed,
-        defense=level.defense,
-        algorithm=FedAvg(sampler=Poisson(batch_size=BATCH, local_steps=STEPS), lr=level.lr),
+        defense=LEVELS[name].defense,
+        algorithm=FedAvg(sampler=Poisson(batch_size=BATCH, local_steps=STEPS), lr=LEVELS[name].lr),
         backend="loop",
     )
+    return federation, held_out
+
+
+def play(train: str, test: str, name: str, seed: int, epochs: int) -> dict[str, Any]:
+    """One run: its test accuracy, and ε by the privacy loss distribution and by Opacus's Rényi accountant."""
+    torch.set_num_threads(1)
+    began, sigma = time.perf_counter(), LEVELS[name].sigma
+    federation, held_out = federation_of(train, test, name, seed, epochs)
     for state in rounds(federation):
         last = state
     found: dict[str, Any] = {
         "level": name,
         "seed": seed,
         "epochs": epochs,
-        "examples": len(pool),
+        "examples": len(federation.data),
         "accuracy": float(accuracy(federation.model, last.model, held_out)),
         "seconds": time.perf_counter() - began,
     }
-    if level.sigma is not None:
+    if sigma is not None:
         event = list(federation.plan.sampling)
-        found["epsilon_pld"] = epsilon_pld(level.sigma, event, DELTA)
-        found["epsilon_rdp"] = epsilon_rdp(level.sigma, event, DELTA)
+        found["epsilon_pld"] = epsilon_pld(sigma, event, DELTA)
+        found["epsilon_rdp"] = epsilon_rdp(sigma, event, DELTA)
     return found
 
 
