@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import dataclasses
-import io
 import json
 import os
 import subprocess
@@ -14,12 +13,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 import torch
-from PIL import Image
 
 from defenses.base import Defense
 from experiments.benchmarks.peers import measure, plain, problem
@@ -32,28 +27,20 @@ from fl_core.participation import Uniform
 from fl_core.sampling import Shuffled
 from fl_core.seeds import seed
 from fl_core.state import State
+from tests.pictures import write_bars
 
 TINY = ["--width", "4", "--clients", "10", "--cohort", "4", "--lr", "0.2"]
-
-
-def write(file: Path, count: int, draw: int) -> str:
-    """Grey 28x28 pictures, as a parquet file: class c is a bright bar at height 2c on faint noise."""
-    rng = np.random.default_rng(draw)
-    rows = []
-    for number in range(count):
-        pixels = rng.integers(0, 60, (28, 28)).astype(np.uint8)
-        pixels[2 * (number % 10) : 2 * (number % 10) + 5, 4:24] = 220
-        encoded = io.BytesIO()
-        Image.fromarray(pixels).save(encoded, format="PNG")
-        rows.append({"image": {"bytes": encoded.getvalue()}, "label": number % 10})
-    pq.write_table(pa.Table.from_pylist(rows), file)
-    return str(file)
 
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     folder = tmp_path_factory.mktemp("pictures")
-    return ["--train", write(folder / "train.parquet", 400, 0), "--test", write(folder / "test.parquet", 100, 1)]
+    return [
+        "--train",
+        write_bars(folder / "train.parquet", 400, 0),
+        "--test",
+        write_bars(folder / "test.parquet", 100, 1),
+    ]
 
 
 @pytest.fixture
