@@ -9,10 +9,11 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from statistics import mean
 
 import pytest
 
-from experiments.benchmarks import engine
+from experiments.benchmarks import client_dp, engine
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
@@ -99,6 +100,16 @@ def test_the_readme_s_peers_and_shadows_are_the_committed_benchmark():
     for head in ("| model | peer | Mirage |", "| study | Mirage, s |"):
         table = page[page.index(head) :].split("\n\n")[0].strip()
         assert table in README, table
+
+
+def test_the_readme_s_trust_models_are_the_committed_ones():
+    record = json.loads((ROOT / "results/benchmarks/client_dp.json").read_text())
+    page = (ROOT / "results/benchmarks/client_dp.md").read_text()
+    assert page == client_dp.markdown(record)
+    table = page[page.index("| ε |") :].split("\n\n")[0]
+    assert table in README, table
+    (plain,) = [mean(one["accuracy"]) for one in record["points"] if one["mechanism"] == "none"]
+    assert f"defence is {plain:.3f}".replace("is 0.", "is .") in README
 
 
 def test_the_readme_s_fleets_are_the_committed_ones():

@@ -40,6 +40,7 @@ from fl_core.models import accuracy
 from fl_core.participation import Uniform
 from fl_core.sampling import Shuffled
 from fl_core.state import State
+from fl_core.views import VIEWS
 
 CLIENTS, COHORT, DELTA, CLIP, LR = 1000, 100, 1e-4, 0.5, 0.1
 EPSILONS = (0.5, 2.0, 8.0, 32.0)
@@ -100,8 +101,7 @@ def point(train: str, test: str, mechanism: str, epsilon: float, replicas: int, 
         last = None
     defense, plan = federation.defense, federation.plan
     assert isinstance(defense, Defense)
-    views = ("released_model", "participant", "secure_server", "server")
-    stated = {view: defense.guarantee(view, "client", plan) for view in views}
+    stated = {view: defense.guarantee(view, "client", plan) for view in VIEWS}
     return {
         "mechanism": mechanism,
         "epsilon": epsilon if math.isfinite(epsilon) else None,
@@ -137,20 +137,18 @@ def markdown(record: dict[str, Any]) -> str:
         f"{record['clients']} clients of 60 pictures, {record['cohort']} a round drawn without replacement, "
         f"{record['rounds']} rounds, one local epoch of batches of 10 at learning rate {record['lr']:g}, clip "
         f"{record['clip_norm']:g}, δ = {record['delta']:g}. Test accuracy: mean [lowest, highest] of "
-        f"{record['replicas']} replicas. ε is for one client, against the view that the mechanism is made for, "
-        "and in the last columns against each; a "
-        "dash is no guarantee.\n",
-        "| mechanism | ε | noise multiplier | test accuracy | released model | participant | secure server | server |",
-        "| --- | --- | --- | --- | --- | --- | --- | --- |",
+        f"{record['replicas']} replicas. ε is for one client, against the view that the mechanism is made for.\n",
+        *_accuracies(record["points"]),
+        "\nThe ε that each spends against each view; a dash is no guarantee.\n",
+        f"| mechanism | ε | noise multiplier | {' | '.join(view.replace('_', ' ') for view in VIEWS)} |",
+        "| --- | --- | --- | --- | --- | --- | --- |",
     ]
     for found in record["points"]:
         name = "none" if found["mechanism"] == "none" else MECHANISMS[found["mechanism"]][0]
         noise = "–" if found["noise_multiplier"] is None else f"{found['noise_multiplier']:.3f}"
         epsilon = "∞" if found["epsilon"] is None else f"{found['epsilon']:g}"
-        each = found["accuracy"]
-        reached = "diverged" if each is None else f"{mean(each):.3f} [{min(each):.3f}, {max(each):.3f}]"
-        promised = ["–" if one is None else f"{one:.2f}" for one in found["guarantees"].values()]
-        lines.append(f"| {name} | {epsilon} | {noise} | {reached} | " + " | ".join(promised) + " |")
+        promised = ["–" if one is None else f"{one:.2f}" for one in map(found["guarantees"].get, VIEWS)]
+        lines.append(f"| {name} | {epsilon} | {noise} | " + " | ".join(promised) + " |")
     lines += ["", "What is accounted, at the largest ε, against the view that each is made for:\n"]
     largest = max(found["epsilon"] for found in record["points"] if found["epsilon"] is not None)
     for found in record["points"]:
@@ -159,6 +157,20 @@ def markdown(record: dict[str, Any]) -> str:
             lines.append(f"- {words}: against {view}, {found['promises'][view]}")
     lines += ["", "![Accuracy against ε](client_dp.png)"]
     return "\n".join(lines) + "\n"
+
+
+def _accuracies(points: Sequence[dict[str, Any]]) -> list[str]:
+    """A table of accuracies: a row an ε, a column a mechanism."""
+    words = [words for words, _, _ in MECHANISMS.values()]
+    lines = [f"| ε | {' | '.join(words)} |", "|" + " --- |" * (len(words) + 1)]
+    reached: dict[tuple[str, float | None], str] = {}
+    for found in points:
+        each = found["accuracy"]
+        told = "diverged" if each is None else f"{mean(each):.3f} [{min(each):.3f}, {max(each):.3f}]"
+        reached[found["mechanism"], found["epsilon"]] = told
+    for epsilon in sorted({epsilon for _, epsilon in reached if epsilon is not None}):
+        lines.append(f"| {epsilon:g} | {' | '.join(reached[name, epsilon] for name in MECHANISMS)} |")
+    return [*lines, f"\nWithout a defence it is {reached['none', None]}."]
 
 
 def draw(record: dict[str, Any]) -> Figure:

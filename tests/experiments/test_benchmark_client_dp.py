@@ -77,7 +77,9 @@ def test_a_mechanism_that_diverged_has_a_row_and_no_point():
     ]
     record = {"command": "", "revision": "", "hardware": {"processor": "", "cores": 2}, "clients": CLIENTS, "cohort": 1,
               "rounds": 1, "lr": 1, "clip_norm": 1, "delta": 1e-4, "replicas": 2, "points": points}  # fmt: skip
-    assert "| all noise by each client | 8 | 1.000 | diverged |" in client_dp.markdown(record)
+    assert "| 8 | 0.600 [0.500, 0.700] | 0.600 [0.500, 0.700] | 0.600 [0.500, 0.700] | diverged |" in (
+        client_dp.markdown(record)
+    )
     (legend,) = client_dp.draw(record).legends
     assert len(legend.get_texts()) == len(MECHANISMS) - 1
 
