@@ -12,18 +12,25 @@ from torch import Tensor
 
 from fl_core.errors import InputError, check_choice, check_number
 from fl_core.optimizers import Tree
+from fl_core.rules import Gradients, Outer
 
 How = Literal["flat", "per_layer", "adaptive"]
 HOWS = ("flat", "per_layer", "adaptive")
 
 
-def norms(tree: Tree, lead: int) -> Tensor:
+def norms(tree: Gradients, lead: int) -> Tensor:
     """Euclidean norms over all leaves together, keeping the first `lead` axes."""
-    # A reshape, since a parameter may be a single number, without an axis of its own to flatten.
-    rows = [value.reshape(*value.shape[:lead], math.prod(value.shape[lead:])) for value in tree.values()]
-    each = torch.stack([torch.linalg.vector_norm(row, dim=-1) for row in rows])
-    whole: Tensor = torch.linalg.vector_norm(each, dim=0)
+    whole: Tensor = torch.linalg.vector_norm(torch.stack([_norm(value, lead) for value in tree.values()]), dim=0)
     return whole
+
+
+def _norm(value: Tensor | Outer, lead: int) -> Tensor:
+    if isinstance(value, Outer):
+        return _norm(value.slope, lead) * _norm(value.seen, lead)
+    # A reshape, since a parameter may be a single number, without an axis of its own to flatten.
+    row = value.reshape(*value.shape[:lead], math.prod(value.shape[lead:]))
+    length: Tensor = torch.linalg.vector_norm(row, dim=-1)
+    return length
 
 
 def clip_factors(lengths: Tensor, clip_norm: float | Tensor) -> Tensor:
@@ -67,7 +74,7 @@ class Clipping:
     def adaptive(self) -> bool:
         return self.how == "adaptive"
 
-    def factors(self, tree: Tree, lead: int, clip: float | Tensor | None = None) -> tuple[Tree, Tensor]:
+    def factors(self, tree: Gradients, lead: int, clip: float | Tensor | None = None) -> tuple[Tree, Tensor]:
         """What to multiply each variable by, and who was short enough already: both with the first `lead` axes.
 
         `clip` is where an adaptive norm stands, to be broadcast over these axes.
@@ -80,12 +87,12 @@ class Clipping:
         groups = layers(list(tree))
         share = clip / math.sqrt(len(groups))
         found: Tree = {}
-        short = torch.ones(next(iter(tree.values())).shape[:lead], dtype=torch.bool)
+        short: list[Tensor] = []
         for group in groups:
             lengths = norms({name: tree[name] for name in group}, lead)
             found |= dict.fromkeys(group, clip_factors(lengths, share))
-            short = short.to(lengths.device) & (lengths <= share)
-        return {name: found[name] for name in tree}, short
+            short.append(lengths <= share)
+        return {name: found[name] for name in tree}, torch.stack(short).all(0)
 
     def follow(self, clip: Tensor, share: Tensor) -> Tensor:
         """The next clip after `share` of the lengths were no longer than this one."""

@@ -12,7 +12,7 @@ from torch import Tensor
 from defenses.clipping import Clipping
 from defenses.noise import standard_normal
 from fl_core.optimizers import Tree
-from fl_core.rules import ExampleRule, Input, Step
+from fl_core.rules import ExampleRule, Gradients, Input, Outer, Step
 
 CLIP = "clip/examples"  # where an adaptive clip stands, kept for each client
 _SHORT = "short/examples"
@@ -32,7 +32,7 @@ class ClipAndNoise:
     expected_batch: float
     count_noise: float = 0.0
 
-    def sum(self, gradients: Tree, mask: Tensor, inputs: tuple[Input, ...], step: Step) -> Tree:
+    def sum(self, gradients: Gradients, mask: Tensor, inputs: tuple[Input, ...], step: Step) -> Tree:
         """The clipped sum [lanes, ...] of per-example gradients [lanes, batch, ...]; padded rows count for nothing."""
         factors, short = self.clip.factors(gradients, 2, step.kept[CLIP][:, None] if self.clip.adaptive else None)
         found = _weighted_sum(gradients, factors, mask)
@@ -60,7 +60,7 @@ class ClipExamples:
 
     clip: Clipping
 
-    def sum(self, gradients: Tree, mask: Tensor, inputs: tuple[Input, ...], step: Step) -> Tree:
+    def sum(self, gradients: Gradients, mask: Tensor, inputs: tuple[Input, ...], step: Step) -> Tree:
         factors, short = self.clip.factors(gradients, 2, step.kept[CLIP][:, None] if self.clip.adaptive else None)
         short = (short.to(mask) * mask).sum(1)
         return _weighted_sum(gradients, factors, mask) | {_COUNT: mask.sum(1), _SHORT: short}
@@ -77,7 +77,7 @@ class ClipExamples:
 class MeanOfExamples:
     """The plain mean of per-example gradients, for changes of single gradients that no other rule follows."""
 
-    def sum(self, gradients: Tree, mask: Tensor, inputs: tuple[Input, ...], step: Step) -> Tree:
+    def sum(self, gradients: Gradients, mask: Tensor, inputs: tuple[Input, ...], step: Step) -> Tree:
         return _weighted_sum(gradients, dict.fromkeys(gradients, mask), mask) | {_COUNT: mask.sum(1)}
 
     def finish(self, sums: Tree, step: Step) -> Tree:
@@ -88,7 +88,7 @@ class MeanOfExamples:
 class ExampleMap(Protocol):
     """Changes per-example gradients [lanes, batch, ...] one by one."""
 
-    def each(self, gradients: Tree, inputs: tuple[Input, ...], step: Step) -> Tree: ...
+    def each(self, gradients: Gradients, inputs: tuple[Input, ...], step: Step) -> Gradients: ...
 
 
 @dataclass(frozen=True)
@@ -98,7 +98,7 @@ class After:
     maps: Sequence[ExampleMap]
     rule: ExampleRule
 
-    def sum(self, gradients: Tree, mask: Tensor, inputs: tuple[Input, ...], step: Step) -> Tree:
+    def sum(self, gradients: Gradients, mask: Tensor, inputs: tuple[Input, ...], step: Step) -> Tree:
         for change in self.maps:
             gradients = change.each(gradients, inputs, step)
         return self.rule.sum(gradients, mask, inputs, step)
@@ -107,11 +107,15 @@ class After:
         return self.rule.finish(sums, step)
 
 
-def _weighted_sum(gradients: Tree, factors: Tree, mask: Tensor) -> Tree:
+def _weighted_sum(gradients: Gradients, factors: Tree, mask: Tensor) -> Tree:
     weights = {id(factor): factor * mask for factor in factors.values()}
-    return {
-        name: torch.einsum("lb,lb...->l...", weights[id(factors[name])], value) for name, value in gradients.items()
-    }
+
+    def summed(value: Tensor | Outer, weight: Tensor) -> Tensor:
+        if isinstance(value, Outer):
+            return (weight.unsqueeze(-1) * value.slope).mT @ value.seen
+        return torch.einsum("lb,lb...->l...", weight, value)
+
+    return {name: summed(value, weights[id(factors[name])]) for name, value in gradients.items()}
 
 
 def _over(value: Tensor | float, like: Tensor) -> Tensor | float:

@@ -23,7 +23,7 @@ from defenses.statements import NoGuarantee
 from fl_core.errors import InputError, check_choice, check_number
 from fl_core.optimizers import Tree
 from fl_core.plan import Plan
-from fl_core.rules import Input, Step
+from fl_core.rules import Gradients, Input, Outer, Step
 
 _FEATURES_AT_ONCE = 8  # each takes the memory of a backward pass
 
@@ -95,7 +95,7 @@ class WithoutTellingFeatures:
     layer: str
     share: float
 
-    def each(self, gradients: Tree, inputs: tuple[Input, ...], step: Step) -> Tree:
+    def each(self, gradients: Gradients, inputs: tuple[Input, ...], step: Step) -> Gradients:
         """The gradients [lanes, batch, ...]; `inputs` are (pictures [lanes, batch, ...], labels)."""
         pictures = inputs[0]
         assert isinstance(pictures, Tensor)
@@ -105,7 +105,9 @@ class WithoutTellingFeatures:
         count = -whole_part(-self.share * scores.shape[-1])
         told = scores.argsort(dim=-1, descending=True, stable=True)[..., : max(1, count)]
         kept = torch.ones_like(scores).scatter(-1, told, 0.0)
-        return gradients | {self._weight: gradients[self._weight] * kept.unsqueeze(-2)}
+        whole = gradients[self._weight]
+        pruned = Outer(whole.slope, whole.seen * kept) if isinstance(whole, Outer) else whole * kept.unsqueeze(-2)
+        return {**gradients, self._weight: pruned}
 
     def scores(self, variables: Tree, pictures: Tensor) -> Tensor:
         """|r_j| / ‖∂r_j/∂x‖₂ [lanes, batch, features] at `variables` [lanes, ...]; 0 where r_j itself is 0.

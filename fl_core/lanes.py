@@ -17,17 +17,18 @@ import time
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Literal, Protocol, TypeVar
 
 import torch
 from torch import Tensor
 from torch.func import vmap
+from torch.utils._pytree import tree_map
 
 from fl_core.errors import InputError, check_choice
 from fl_core.optimizers import Optimizer, Tree
 from fl_core.per_example import example_gradients, stacked_example_gradients
 from fl_core.recorded import Recordings
-from fl_core.rules import ExampleRule, Input, Step, apply
+from fl_core.rules import ExampleRule, Gradients, Input, Step, apply
 
 Backend = Literal["auto", "vmap", "loop"]
 BACKENDS = ("auto", "vmap", "loop")
@@ -59,6 +60,10 @@ class Feed(Protocol):
     def one(self, step: int, lane: int) -> Batch | None: ...
 
 
+_T = TypeVar("_T", Tree, Gradients)
+_Find = Callable[["_Problem", Tree, Tensor, tuple[Input, ...]], _T]
+
+
 @dataclass(frozen=True)
 class _Problem:
     """What stays the same over the steps."""
@@ -81,25 +86,21 @@ class _Problem:
     def mean_loss(self, variables: Tree, mask: Tensor, inputs: tuple[Input, ...]) -> Tensor:
         return (self.losses(variables, *inputs) * mask).sum() / mask.sum().clamp(min=1)
 
-    def gradients(self, find: _Find, variables: Tree, mask: Tensor, inputs: tuple[Input, ...]) -> Tree:
+    def gradients(self, find: _Find[_T], variables: Tree, mask: Tensor, inputs: tuple[Input, ...]) -> _T:
         """`find`'s gradients of the variables that descend, replayed where its operations are known."""
         if self.statistics:  # which the forward pass changes in place, so it cannot be checked by running it twice
             return find(self, variables, mask, inputs)
-        names = list(variables)
+        names: list[str] = list(variables)
 
-        def function(*values: Tensor) -> list[Tensor]:
+        def function(*values: Tensor) -> _T:
             rest = iter(values[len(names) :])
-            found = find(self, dict(zip(names, values, strict=False)), next(rest), _each(inputs, lambda _: next(rest)))
-            return [found[name] for name in names]
+            return find(self, dict(zip(names, values, strict=False)), next(rest), _each(inputs, lambda _: next(rest)))
 
         flat = [*variables.values(), mask]
         for value in inputs:
             flat.extend([value] if isinstance(value, Tensor) else value.values())
-        found = self.recordings.run((find.__name__, *names), function, flat)
-        return dict(zip(names, found, strict=True))
-
-
-_Find = Callable[[_Problem, Tree, Tensor, tuple[Input, ...]], Tree]
+        found: _T = self.recordings.run((find.__name__, *names), function, flat)
+        return found
 
 
 def _stacked_mean(problem: _Problem, variables: Tree, mask: Tensor, inputs: tuple[Input, ...]) -> Tree:
@@ -109,7 +110,7 @@ def _stacked_mean(problem: _Problem, variables: Tree, mask: Tensor, inputs: tupl
     return _gradients(vmap(problem.mean_loss)(leaves, mask, inputs), leaves)
 
 
-def _stacked_examples(problem: _Problem, variables: Tree, _: Tensor, inputs: tuple[Input, ...]) -> Tree:
+def _stacked_examples(problem: _Problem, variables: Tree, _: Tensor, inputs: tuple[Input, ...]) -> Gradients:
     """Per-example gradients [lanes, batch, ...]."""
     return stacked_example_gradients(problem.losses, variables, inputs)
 
@@ -120,7 +121,7 @@ def _mean(problem: _Problem, variables: Tree, _: Tensor, inputs: tuple[Input, ..
     return _gradients(problem.losses(variables | leaves, *inputs).mean(), leaves)
 
 
-def _examples(problem: _Problem, variables: Tree, _: Tensor, inputs: tuple[Input, ...]) -> Tree:
+def _examples(problem: _Problem, variables: Tree, _: Tensor, inputs: tuple[Input, ...]) -> Gradients:
     """One lane's per-example gradients [batch, ...]."""
     return example_gradients(problem.losses, variables, inputs)
 
@@ -250,7 +251,7 @@ def _run_stacked(
     stop: int,
     on_step: Callable[[int], object] | None,
 ) -> None:
-    def examples(mask: Tensor, inputs: tuple[Input, ...]) -> Tree:
+    def examples(mask: Tensor, inputs: tuple[Input, ...]) -> Gradients:
         if not mask.shape[1]:
             return {name: value.new_zeros(value.shape[0], 0, *value.shape[1:]) for name, value in variables.items()}
         return problem.gradients(_stacked_examples, variables, mask, inputs)
@@ -302,11 +303,12 @@ def _run_one_by_one(
             {name: value[one] for name, value in problem.kept.items()},
         )
 
-        def examples(mask: Tensor, inputs: tuple[Input, ...], mine: Tree = mine) -> Tree:
+        def examples(mask: Tensor, inputs: tuple[Input, ...], mine: Tree = mine) -> Gradients:
             # An empty batch has no loss to differentiate; its copies [0, ...] are the gradients' shape.
-            inner = _each(inputs, lambda value: value[0])
+            inner = _each(inputs, lambda leaf: leaf[0])
             found = problem.gradients(_examples, mine, mask[0], inner) if mask.shape[1] else _copies(mine, 0)
-            return {name: value.unsqueeze(0) for name, value in found.items()}
+            beside: Gradients = tree_map(lambda leaf: leaf.unsqueeze(0), found)
+            return beside
 
         for step in range(start, stop):
             batch = problem.feed.one(step, lane)

@@ -3,7 +3,7 @@
 `vmap` over examples turns a convolution into as many small ones. Here the batch stays whole, forward and back, as in
 training without a rule; on the way each layer's input and the gradient of its output are kept, and an example's
 gradient of a weight is a product of its two (Goodfellow 2015 for linear layers, Rochette et al. 2019 for convolutions;
-Yousefpour et al. 2021 do so with hooks on modules).
+Yousefpour et al. 2021 do so with hooks on modules). A linear layer's product is not even taken: see `rules.Outer`.
 
 That is right as long as no example's loss depends on another example, and every variable is used by a layer whose
 product is known. So each call of torch in the forward pass is looked at: `_LAYERS` may use variables, and of the rest
@@ -25,12 +25,13 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves, tree_map
 
 from fl_core.optimizers import Tree
+from fl_core.rules import Gradients, Outer
 
 Losses = Callable[..., Tensor]
 Inputs = tuple[Tensor | Tree, ...]
 
 
-def example_gradients(losses: Losses, variables: Tree, inputs: Inputs) -> Tree:
+def example_gradients(losses: Losses, variables: Tree, inputs: Inputs) -> Gradients:
     """Gradients [batch, ...] of each example's loss, for variables [...] and inputs [batch, ...] of one lane.
 
     `losses(variables, *inputs) -> [batch]` is to give each example its loss whatever the others are. The numbers are
@@ -46,7 +47,7 @@ def example_gradients(losses: Losses, variables: Tree, inputs: Inputs) -> Tree:
         return by_vmap(losses, variables, inputs)
 
 
-def stacked_example_gradients(losses: Losses, variables: Tree, inputs: Inputs) -> Tree:
+def stacked_example_gradients(losses: Losses, variables: Tree, inputs: Inputs) -> Gradients:
     """The same [lanes, batch, ...] for variables [lanes, ...] and inputs [lanes, batch, ...]."""
     variables = {name: value.detach().requires_grad_() for name, value in variables.items()}
     # GroupNorm under `vmap` fails on one lane with its channels last.
@@ -189,12 +190,12 @@ def _apart(name: str, found: Tensor, args: tuple[Any, ...], kwargs: dict[str, An
 # From what the layers saw to gradients
 
 
-def _products(loss: Tensor, uses: list[_Use], variables: Tree) -> Tree:
+def _products(loss: Tensor, uses: list[_Use], variables: Tree) -> Gradients:
     """Each variable's gradients [batch, ...] for losses [batch], or [lanes, batch, ...] for losses [lanes, batch]."""
     if not uses:
         raise _Unknown("no layer")
     slopes = torch.autograd.grad(loss.sum(), [use.made for use in uses], allow_unused=True)
-    found: Tree = {}
+    found: dict[str, Tensor | Outer] = {}
     with torch.no_grad():
         for use, slope in zip(uses, slopes, strict=True):
             if slope is None:  # the layer ran where autograd does not follow, or for nothing
@@ -204,10 +205,19 @@ def _products(loss: Tensor, uses: list[_Use], variables: Tree) -> Tree:
                 raise _Unknown(use.layer)
             parts = _LAYERS[use.layer].product(seen.to(slope.dtype), slope, use.call)
             for part, name in use.names.items():
-                value = parts[part].to(variables[name].dtype).unflatten(0, loss.shape)
-                found[name] = found[name] + value if name in found else value
+                value = _shaped(parts[part], variables[name].dtype, loss.shape)
+                found[name] = _whole(found[name]) + _whole(value) if name in found else value
     lead, own = loss.shape, {name: value.shape[loss.dim() - 1 :] for name, value in variables.items()}
     return {name: found[name] if name in found else loss.new_zeros(*lead, *own[name]) for name in variables}
+
+
+def _shaped(value: Tensor | Outer, kind: torch.dtype, lead: torch.Size) -> Tensor | Outer:
+    shaped: Tensor | Outer = tree_map(lambda part: part.to(kind).unflatten(0, lead), value)
+    return shaped
+
+
+def _whole(value: Tensor | Outer) -> Tensor:
+    return value.whole() if isinstance(value, Outer) else value
 
 
 def _rows(value: Tensor, lane: int | None) -> Tensor:
@@ -215,16 +225,16 @@ def _rows(value: Tensor, lane: int | None) -> Tensor:
     return value if lane is None else value.movedim(lane, 0).flatten(0, 1)
 
 
-def _linear(seen: Tensor, slope: Tensor, _: dict[str, Any]) -> Tree:
-    return {"weight": slope.unsqueeze(2) * seen.unsqueeze(1), "bias": slope}
+def _linear(seen: Tensor, slope: Tensor, _: dict[str, Any]) -> Gradients:
+    return {"weight": Outer(slope, seen), "bias": slope}
 
 
-def _group_norm(seen: Tensor, slope: Tensor, call: dict[str, Any]) -> Tree:
+def _group_norm(seen: Tensor, slope: Tensor, call: dict[str, Any]) -> Gradients:
     normal = F.group_norm(seen, call["num_groups"], eps=call.get("eps", 1e-5))
     return {"weight": (normal * slope).flatten(2).sum(2), "bias": slope.flatten(2).sum(2)}
 
 
-def _conv2d(seen: Tensor, slope: Tensor, call: dict[str, Any]) -> Tree:
+def _conv2d(seen: Tensor, slope: Tensor, call: dict[str, Any]) -> Gradients:
     (high, wide), (stride, along) = call["weight"].shape[2:], _pair(call.get("stride", 1))
     padding, places = _pair(call.get("padding", 0)), slope.shape[2] * slope.shape[3]
     examples, made, channels = len(slope), slope.shape[1], seen.shape[1]
@@ -264,7 +274,7 @@ def _pair(value: int | tuple[int, ...]) -> list[int]:
 class _Layer:
     """The product of what a layer saw and the slope of what it made; the names of its arguments, in order."""
 
-    product: Callable[[Tensor, Tensor, dict[str, Any]], Tree]
+    product: Callable[[Tensor, Tensor, dict[str, Any]], Gradients]
     arguments: tuple[str, ...]
 
 

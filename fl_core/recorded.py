@@ -21,10 +21,12 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_map
+from torch.utils._pytree import tree_flatten, tree_leaves, tree_map, tree_unflatten
 from torch.utils.weak import WeakTensorKeyDictionary
 
-Function = Callable[..., Sequence[Tensor]]
+Function = Callable[..., Any]
+"""Of tensors, to any tree of tensors."""
+
 Layout = tuple[Hashable, ...]
 
 _MOST_MODELS = 32
@@ -90,7 +92,7 @@ _MAY_DO_NOTHING = {
 }
 
 
-def record(function: Function, inputs: Sequence[Tensor]) -> tuple[Sequence[Tensor], Function]:
+def record(function: Function, inputs: Sequence[Tensor]) -> tuple[Any, Function]:
     """What `function(*inputs)` returns, and a replay of it for other inputs of the same layout.
 
     Raises Unrecordable where the function's operations follow from values, or two inputs are one tensor.
@@ -101,7 +103,8 @@ def record(function: Function, inputs: Sequence[Tensor]) -> tuple[Sequence[Tenso
     with recorder:
         found = function(*inputs)
     graph = recorder.graph
-    graph.output(tuple(recorder.node(value) for value in found))
+    leaves, shape = tree_flatten(found)
+    graph.output(tuple(recorder.node(value) for value in leaves))
     for node in list(graph.nodes):  # views that change nothing are a quarter of all operations
         if node.target in _MAY_DO_NOTHING and node.args[0].meta["layout"] == node.meta["layout"]:
             node.replace_all_uses_with(node.args[0])
@@ -109,7 +112,7 @@ def record(function: Function, inputs: Sequence[Tensor]) -> tuple[Sequence[Tenso
     graph.eliminate_dead_code()
     constants = tuple(reversed(recorder.constants))  # each stands before the one that was found before it
     forward = fx.GraphModule({}, graph).forward
-    return found, lambda *values: forward(*constants, *values)
+    return found, lambda *values: tree_unflatten(forward(*constants, *values), shape)
 
 
 def layout(value: Tensor) -> Layout:
@@ -135,7 +138,7 @@ class Recordings:
         self._known: dict[Layout, Function | _Plain] = {}
         self._trusted: set[Layout] = set()
 
-    def run(self, name: Hashable, function: Function, inputs: Sequence[Tensor]) -> Sequence[Tensor]:
+    def run(self, name: Hashable, function: Function, inputs: Sequence[Tensor]) -> Any:
         """`function(*inputs)`, replayed where that is known to be the same; `name` tells functions apart."""
         key = (name, *[layout(value) for value in inputs])
         known = self._known.setdefault(key, _Plain())
@@ -145,7 +148,7 @@ class Recordings:
                     return known(*inputs)
             found = function(*inputs)
             with torch.no_grad():
-                agree = all(map(_same, found, known(*inputs)))
+                agree = all(map(_same, tree_leaves(found), tree_leaves(known(*inputs))))
             if agree:
                 self._trusted.add(key)
             else:

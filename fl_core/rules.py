@@ -2,17 +2,40 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import register_pytree_node
 
 from fl_core.optimizers import Tree
 
 Input = Tensor | Tree
 """One of a batch's inputs: a tensor, or a tree of them."""
+
+
+@dataclass(frozen=True)
+class Outer:
+    """Single examples' gradients [..., out, in] of a linear layer's weight, as products of two vectors each.
+
+    `slope` [..., out] is the loss's gradient at the layer's output, `seen` [..., in] the layer's input. Lengths and
+    weighted sums follow from the two, so that nobody has to hold a weight's size for each example.
+    """
+
+    slope: Tensor
+    seen: Tensor
+
+    def whole(self) -> Tensor:
+        """The gradients themselves [..., out, in]."""
+        return self.slope.unsqueeze(-1) * self.seen.unsqueeze(-2)
+
+
+register_pytree_node(Outer, lambda one: ([one.slope, one.seen], None), lambda parts, _: Outer(*parts))
+
+Gradients = Mapping[str, Tensor | Outer]
+"""Per-example gradients [lanes, batch, ...] by variable."""
 
 
 @dataclass(frozen=True)
@@ -37,7 +60,7 @@ class ExampleRule(Protocol):
     are finite as long as the model is.
     """
 
-    def sum(self, gradients: Tree, mask: Tensor, inputs: tuple[Input, ...], step: Step) -> Tree: ...
+    def sum(self, gradients: Gradients, mask: Tensor, inputs: tuple[Input, ...], step: Step) -> Tree: ...
 
     def finish(self, sums: Tree, step: Step) -> Tree: ...
 
@@ -48,7 +71,7 @@ class BatchRule(Protocol):
     def feed(self, feed: Any, seeds: Sequence[int], classes: int) -> Any: ...
 
 
-Examples = Callable[[Tensor, tuple[Input, ...]], Tree]
+Examples = Callable[[Tensor, tuple[Input, ...]], Gradients]
 """`examples(mask, inputs)` gives per-example gradients [lanes, batch, ...]; those of an empty batch [lanes, 0, ...]."""
 
 

@@ -87,6 +87,12 @@ ROWS = (
     Row(name="8×8, CNN width 8", make=_tiny, shape=GREY8, batch=16),
     Row(name="28×28, McMahan's CNN of 27k parameters", make=_mcmahan, shape=(1, 28, 28), batch=10),
     Row(name="28×28, McMahan's CNN of 27k parameters", make=_mcmahan, shape=(1, 28, 28), batch=64),
+    Row(
+        name="28×28, McMahan's CNN of 1.7M parameters",
+        make=lambda: McMahanCNN((1, 28, 28), 10),
+        shape=(1, 28, 28),
+        batch=64,
+    ),
     Row(name="28×28, Opacus's tutorial CNN", make=lambda: TutorialCNN((1, 28, 28), 10), shape=(1, 28, 28), batch=64),
     Row(name="32×32, CNN width 16", make=lambda: CNN((3, 32, 32), 10, width=16), shape=(3, 32, 32), batch=32),
     Row(name="32×32, ResNet-8 GroupNorm", make=lambda: ResNet((3, 32, 32), 10, depth=8), shape=(3, 32, 32), batch=32),

@@ -11,7 +11,7 @@ from fl_core.architectures import CNN
 from fl_core.lanes import descend
 from fl_core.models import ClassificationLosses, initial_parameters
 from fl_core.optimizers import SGD, Tree
-from fl_core.rules import ExampleRule
+from fl_core.rules import ExampleRule, Outer, Step
 from fl_core.sampling import ExampleFeed
 from fl_core.seeds import generator
 
@@ -49,6 +49,22 @@ def trained(rule: ExampleRule, backend: str, at_once: int | None, first: float =
         examples_at_once=at_once,
     )
     return moved | kept
+
+
+@pytest.mark.parametrize("name", RULES)
+def test_products_of_two_vectors_are_summed_as_the_gradients_that_they_stand_for(name: str):
+    draw = torch.Generator().manual_seed(0)
+    sizes = 10 ** (2 * torch.rand(2, 5, 1, generator=draw) - 1)
+    outer = Outer(torch.randn(2, 5, 3, generator=draw) * sizes, torch.randn(2, 5, 4, generator=draw))
+    bias, mask = torch.randn(2, 5, 3, generator=draw), torch.tensor([[1.0] * 5, [1.0, 1, 0, 0, 0]])
+    kept = {"clip/examples": torch.full((2,), 0.5)}
+    parts, whole = (
+        RULES[name].sum({"a.weight": value, "a.bias": bias}, mask, (), Step({}, (), kept))
+        for value in (outer, outer.whole())
+    )
+    assert parts.keys() == whole.keys()
+    for key, value in whole.items():
+        torch.testing.assert_close(parts[key], value, rtol=1e-5, atol=ROUNDING)
 
 
 @pytest.mark.parametrize("name", RULES)

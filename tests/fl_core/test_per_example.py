@@ -16,9 +16,8 @@ from fl_core.optimizers import Tree
 from fl_core.per_example import example_gradients, stacked_example_gradients
 from fl_core.recorded import record
 from fl_core.residual import ResNet, WideResNet
+from fl_core.rules import Gradients, Outer
 from fl_core.tutorial import TutorialCNN
-
-Gradients = tuple[Tree, Tree]
 
 
 def problem(
@@ -48,7 +47,7 @@ def alone(losses: ClassificationLosses, variables: Tree, images: Tensor, labels:
     }
 
 
-def both_ways(losses: ClassificationLosses, variables: Tree, images: Tensor, labels: Tensor) -> Gradients:
+def both_ways(losses: ClassificationLosses, variables: Tree, images: Tensor, labels: Tensor) -> tuple[Tree, Tree]:
     """Lane by lane and stacked, each [lanes, batch, ...]."""
     each = [
         example_gradients(
@@ -56,8 +55,12 @@ def both_ways(losses: ClassificationLosses, variables: Tree, images: Tensor, lab
         )
         for lane in range(len(images))
     ]
-    one_by_one = {name: torch.stack([one[name] for one in each]) for name in variables}
-    return one_by_one, stacked_example_gradients(losses, variables, (images, labels))
+    one_by_one = {name: torch.stack([made_whole(one)[name] for one in each]) for name in variables}
+    return one_by_one, made_whole(stacked_example_gradients(losses, variables, (images, labels)))
+
+
+def made_whole(gradients: Gradients) -> Tree:
+    return {name: value.whole() if isinstance(value, Outer) else value for name, value in gradients.items()}
 
 
 def assert_same(found: Tree, expected: Tree, tolerance: float = 1e-10) -> None:
@@ -107,6 +110,16 @@ def test_our_models_get_each_example_s_own_gradient_without_a_detour(name: str, 
     assert not detours
 
 
+def test_a_linear_layer_s_gradients_are_kept_as_two_vectors_an_example():
+    losses, variables, images, labels = problem(MLP(GREY, 4, hidden=(6,)), GREY)
+    found = stacked_example_gradients(losses, variables, (images, labels))
+    weights = [value for name, value in found.items() if name.endswith("weight")]
+    assert len(weights) == 2
+    for value in weights:
+        assert isinstance(value, Outer)
+        assert value.slope.shape[:2] == value.seen.shape[:2] == images.shape[:2]
+
+
 @pytest.mark.parametrize("norm", ["none", "group"])
 def test_channels_last_pictures_give_the_same(norm: str) -> None:
     losses, variables, images, labels = problem(CNN(RGB, 4, width=8, norm=norm), RGB, lanes=1)
@@ -120,15 +133,14 @@ def test_a_replay_on_other_pictures_gives_their_gradients(batch: int) -> None:
     losses, variables, images, labels = problem(CNN(RGB, 4, width=8), RGB, batch=batch)
     names = list(variables)
 
-    def function(*values: Tensor) -> list[Tensor]:
-        found = stacked_example_gradients(losses, dict(zip(names, values, strict=False)), values[-2:])
-        return [found[name] for name in names]
+    def function(*values: Tensor) -> Gradients:
+        return stacked_example_gradients(losses, dict(zip(names, values, strict=False)), values[-2:])
 
     _, replay = record(function, [*variables.values(), images, labels])
     others = images.flip(0, 1).contiguous()
     with torch.no_grad():
         replayed = replay(*variables.values(), others, labels)
-    assert_same(dict(zip(names, replayed, strict=True)), alone(losses, variables, others, labels))
+    assert_same(made_whole(replayed), alone(losses, variables, others, labels))
 
 
 def test_half_precision_products_agree_with_each_example_s_own() -> None:
