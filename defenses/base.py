@@ -11,10 +11,12 @@ from torch import nn
 from defenses.accounting import Unit
 from defenses.rules import ExampleMap
 from defenses.statements import NoGuarantee, PrivacyStatement
-from fl_core.defended import Senders, Summed
+from fl_core.defended import Gathering, Senders, Summed
+from fl_core.fleet import Turn
 from fl_core.optimizers import Tree
 from fl_core.plan import Plan
 from fl_core.rules import BatchRule, ExampleRule
+from fl_core.summing import Summing
 
 
 class Defense:
@@ -28,7 +30,7 @@ class Defense:
     `public_shares` where the denominator of the sum must be public, too; a client's weight is then its size over
     `weight_cap`, at most 1. `protects` is the unit that its ε speaks of. A defence that `lengthens` may leave an update
     longer than it came; after one that is `sealed` it must not be changed any more before it is summed. One that
-    `reduces_examples` makes a step's gradient of the examples'.
+    `reduces_examples` makes a step's gradient of the examples'. Under one that `masks` the server sees no update.
     """
 
     name: str = "none"
@@ -42,6 +44,7 @@ class Defense:
     lengthens: ClassVar[bool] = False
     sealed: bool = False
     reduces_examples: bool = False
+    masks: bool = False
 
     @property
     def changes_updates(self) -> bool:
@@ -90,6 +93,14 @@ class Defense:
     def on_update(self, updates: Tree, senders: Senders) -> Tree:
         """Acts on each client's update [lanes, ...] before anyone sees it."""
         return updates
+
+    def lacks(self, turn: Turn, run: int, replica: int) -> str | None:
+        """What a round has too little of for a sum, in words; None where it has enough."""
+        return None
+
+    def summing(self, gathering: Gathering) -> Summing | None:
+        """Takes the updates of a round in the server's place; None leaves them to the server."""
+        return None
 
     def on_sum(self, total: Tree, summed: Summed) -> Tree:
         """Acts on the weighted sum [replicas, ...] at the server, before it uses it."""

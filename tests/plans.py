@@ -19,6 +19,7 @@ def plan(events: Sequence[SamplingEvent] = (), **changes) -> Plan:
         "participation": ParticipationEvent("fixed", 1.0, rounds),
         "patterns": frozenset([tuple(range(rounds))]),
         "cohort": 10.0,
+        "asked": 10,
         "ideal": True,
         "exact": True,
         "streams": True,
