@@ -152,7 +152,7 @@ class Federation:
 
         def turns(replica: int) -> Iterator[Turn]:
             each = self.fleet.turns(self.participation, work, self.run, replica)
-            return reaching(each, lambda turn: self.defense.lacks(turn, self.run, replica))
+            return reaching(each, self.defense.lacks) if self.fleet.synchronous else each
 
         return [([], turns(replica)) for replica in self.replica_ids]
 

@@ -23,8 +23,8 @@ class Plan:
     `cohort` is the expected number of updates a round, and `asked` the most clients that one asks. `ideal` says
     that nothing but the draw decides whose updates they are, and `exact` that every round has just so many, too.
     `streams` says that the server takes a weighted sum, `synchronous` that a client has one update a round at most,
-    `even` that all weights are equal, and `stateless` that clients keep nothing between their turns. `message` is
-    how many numbers a client sends.
+    `even` that all weights are equal, of which `largest_weight` is the most that there can be, and `stateless` that
+    clients keep nothing between their turns. `message` is how many numbers a client sends.
     """
 
     rounds: int
@@ -38,6 +38,7 @@ class Plan:
     exact: bool
     streams: bool
     synchronous: bool
+    largest_weight: int
     even: bool
     stateless: bool
     message: int

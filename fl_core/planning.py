@@ -11,6 +11,7 @@ from fl_core.fleet import Ideal
 from fl_core.models import variables_of
 from fl_core.optimizers import Tree
 from fl_core.plan import Plan, patterns
+from fl_core.weighing import largest_weight
 
 if TYPE_CHECKING:
     from fl_core.federation import Federation
@@ -43,6 +44,7 @@ def plan_of(federation: Federation) -> Plan:
         exact=ideal and sized and all(len(turn.clients) == cohort for one in turns for turn in one),
         streams=algorithm.aggregator.streams,
         synchronous=federation.fleet.synchronous,
+        largest_weight=largest_weight(federation),
         even=algorithm.weighting == "uniform" or len(federation.sizes.unique()) == 1,
         stateless=not (algorithm.client_state(like, 1) or federation.defense.client_state()),
         message=sum(value.shape[1:].numel() for value in no_updates(algorithm, like).values()),

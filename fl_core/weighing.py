@@ -29,7 +29,7 @@ class Weighing:
     weights: Tensor
     divisors: Tensor
     public: bool
-    largest_weight: float
+    largest_weight: int
     largest_share: float
 
 
@@ -38,21 +38,28 @@ def weigh(federation: Federation, cohort: Cohort) -> Weighing:
     if federation.defense.public_shares:
         return _in_public(federation, cohort)
     clients, present = cohort.clients.clamp(min=0), cohort.present
-    by_size = federation.algorithm.weighting != "uniform"
+    weighting = federation.algorithm.weighting
     # Real sizes, or under a guarantee public ones.
     guarded = federation.defense.public_sizes
     sizes = federation.sizes[clients] if guarded else federation.held_counts.gather(1, clients)
-    most = int(federation.sizes.max()) if guarded else federation.most_examples
-    each = present.double() * (sizes if by_size else 1)
-    shares = weights(federation.algorithm.weighting, sizes, present) * cohort.factors
+    each = present.double() * (1 if weighting == "uniform" else sizes)
+    shares = weights(weighting, sizes, present) * cohort.factors
     return Weighing(
         shares=shares,
         weights=each,
         divisors=each.sum(1),
         public=False,
-        largest_weight=most if by_size else 1,
+        largest_weight=largest_weight(federation),
         largest_share=float(shares.max()) if shares.numel() else 0.0,
     )
+
+
+def largest_weight(federation: Federation) -> int:
+    """The most that a client's weight can be, whoever is a member: one, or how many examples a client can have."""
+    defense = federation.defense
+    if defense.public_shares or federation.algorithm.weighting == "uniform":
+        return 1
+    return int(federation.sizes.max()) if defense.public_sizes else federation.most_examples
 
 
 def _in_public(federation: Federation, cohort: Cohort) -> Weighing:

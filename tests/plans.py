@@ -24,6 +24,7 @@ def plan(events: Sequence[SamplingEvent] = (), **changes) -> Plan:
         "exact": True,
         "streams": True,
         "synchronous": True,
+        "largest_weight": 1,
         "even": True,
         "stateless": True,
         "message": 50,
