@@ -11,6 +11,7 @@ Source: Bonawitz et al. 2017, with the graph of Bell et al. 2020.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence, Set
+from itertools import islice
 
 import numpy as np
 import torch
@@ -20,13 +21,18 @@ from defenses.secagg import keys, masks
 from defenses.secagg.chacha20 import BLOCK_WORDS, key_words, stream
 from defenses.secagg.graph import arrange
 from defenses.secagg.keys import Context
+from defenses.secagg.messages import Advert
 from defenses.secagg.parameters import Parameters
+from defenses.secagg.wire import roster_digest
 
 Signs = Mapping[int, int]
 """Which rows a mask goes on, and with which sign."""
 
 MASK_BYTES = 1 << 28
 """Of a GPU's memory, about, for the masks that are expanded at once."""
+
+BLOCK_BYTES = 4 * BLOCK_WORDS
+_BYTES_A_BLOCK = 5 * BLOCK_BYTES  # twice its state, one word in 16 of scratch, the mask, and the mask at its rows
 
 
 class CohortMasks:
@@ -41,10 +47,27 @@ class CohortMasks:
         parameters: Parameters,
         context: Context,
         random: Callable[[int], bytes],
+        registry: Sequence[bytes] = (),
         device: torch.device | str = "cpu",
     ) -> None:
         self.parameters, self.device = parameters, torch.device(device)
-        self._pairs: dict[tuple[int, int], bytes] = {}
+        members = range(parameters.clients)
+        secrets = [[random(keys.KEY_BYTES) for _ in ("shares", "mask", "self")] for _ in members]
+        self._own_secrets = [own for _, _, own in secrets]
+        self._private = [keys.private_key(mask) for _, mask, _ in secrets]
+        self._public = [keys.public_key(private) for private in self._private]
+        leaves = [
+            Advert(
+                share_key=keys.public_key(keys.private_key(shares)),
+                mask_key=public,
+                commitment=keys.commitment(own, context, client),
+            ).leaf(client)
+            for client, (public, (shares, _, own)) in enumerate(zip(self._public, secrets, strict=True))
+        ]
+        digest = roster_digest(members, leaves, registry, parameters.clients)
+        self._session = keys.session(context, digest)
+        self.graph = arrange(self._session, members, parameters.neighbours)
+        self._pair_seeds: dict[tuple[int, int], bytes] = {}
 
     def masked(self, clients: Sequence[int], vectors: Tensor) -> Tensor:
         """What the server receives from `clients` whose vectors are these [clients, d]."""
@@ -79,6 +102,16 @@ class CohortMasks:
                 if other not in survivors:
                     yield self._shared(client, other), {0: -_sign(client, other)}
 
+    def _own(self, client: int) -> bytes:
+        return keys.self_seed(self._own_secrets[client], self._session, client)
+
+    def _shared(self, client: int, other: int) -> bytes:
+        pair = min(client, other), max(client, other)
+        if pair not in self._pair_seeds:
+            agreed = keys.agree(self._private[client], self._public[other])
+            self._pair_seeds[pair] = keys.pair_seed(agreed, self._session, pair)
+        return self._pair_seeds[pair]
+
     def _add(self, rows: Tensor, found: Iterator[tuple[bytes, Signs]]) -> None:
         if rows.device.type == "cpu":
             add_with_openssl(rows, found)
@@ -86,7 +119,8 @@ class CohortMasks:
             add_as_tensors(rows, found)
 
     def _reduced(self, words: Tensor) -> Tensor:
-        return words.bitwise_and_((1 << self.parameters.bits) - 1) if self.parameters.bits not in (32, 64) else words
+        bits = self.parameters.bits
+        return words if bits == 32 else words.bitwise_and_((1 << bits) - 1)
 
 
 def add_with_openssl(rows: Tensor, found: Iterator[tuple[bytes, Signs]]) -> None:
@@ -104,4 +138,27 @@ def add_with_openssl(rows: Tensor, found: Iterator[tuple[bytes, Signs]]) -> None
 
 
 def add_as_tensors(rows: Tensor, found: Iterator[tuple[bytes, Signs]], memory: int = MASK_BYTES) -> None:
-    """The same on any device, many masks and a part of them at a time, so that they take some `memory` bytes."""
+    """The same on any device: many masks at once, and of long ones a part at a time, in about `memory` bytes."""
+    length, size = rows.shape[1], rows.element_size()
+    blocks = -(-length * size // BLOCK_BYTES)
+    at_once = max(1, memory // _BYTES_A_BLOCK)  # of all masks together
+    part = min(blocks, at_once)
+    words = BLOCK_BYTES // size
+    while batch := list(islice(found, max(1, at_once // part))):
+        seeds = key_words([seed for seed, _ in batch], rows.device)
+        places = [
+            [(mask, row) for mask, (_, signs) in enumerate(batch) for row, sign in signs.items() if sign == wanted]
+            for wanted in (1, -1)
+        ]
+        for first in range(0, blocks, part):
+            span = rows[:, first * words : (first + part) * words]
+            mask = stream(seeds, min(part, blocks - first), first).view(rows.dtype)[:, : span.shape[1]]
+            for sign, worn in zip((1, -1), places, strict=True):
+                if worn:
+                    which, where = torch.tensor(worn, device=rows.device).T
+                    span.index_add_(0, where, mask[which], alpha=sign)
+
+
+def _sign(client: int, other: int) -> int:
+    """The one with the lower number adds the mask that two clients share, the other subtracts it."""
+    return 1 if client < other else -1
