@@ -45,7 +45,7 @@ def stream(keys: Tensor, blocks: int, first: int = 0, nonce: Sequence[int] = (0,
     for _ in range(10):
         for a, b, c, d in _COLUMNS + _DIAGONALS:
             _quarter_round(rows[a], rows[b], rows[c], rows[d], scratch)
-    return mixed.add_(state).permute(1, 2, 0).reshape(len(keys), BLOCK_WORDS * blocks)
+    return mixed.add_(state).permute(1, 2, 0).reshape(len(keys), BLOCK_WORDS * blocks).contiguous()
 
 
 def _quarter_round(a: Tensor, b: Tensor, c: Tensor, d: Tensor, scratch: Tensor) -> None:

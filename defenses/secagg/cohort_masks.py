@@ -23,6 +23,7 @@ from defenses.secagg.graph import arrange
 from defenses.secagg.keys import Context
 from defenses.secagg.messages import Advert
 from defenses.secagg.parameters import Parameters
+from defenses.secagg.protocol import identities, seeded
 from defenses.secagg.wire import roster_digest
 
 Signs = Mapping[int, int]
@@ -32,14 +33,14 @@ MASK_BYTES = 1 << 28
 """Of a GPU's memory, about, for the masks that are expanded at once."""
 
 BLOCK_BYTES = 4 * BLOCK_WORDS
-_BYTES_A_BLOCK = 5 * BLOCK_BYTES  # twice its state, one word in 16 of scratch, the mask, and the mask at its rows
+_BYTES_A_BLOCK = 5 * BLOCK_BYTES  # its state before and after, the mask, and once more where it goes on
 
 
 class CohortMasks:
     """The masks of one round's clients, numbered from 0, and what takes them off the survivors' sum.
 
-    `random` gives the clients' secret bytes, in the order of `protocol.aggregate`. Vectors are words modulo 2^bits
-    (int32 for up to 32 bits, else int64) on `device`; words are reduced wherever they are handed out.
+    `random` is the byte source that `protocol.aggregate` would be given. Vectors are words modulo 2^bits (int32 for up
+    to 32 bits, else int64) on `device`; what is handed out is reduced.
     """
 
     def __init__(
@@ -47,12 +48,14 @@ class CohortMasks:
         parameters: Parameters,
         context: Context,
         random: Callable[[int], bytes],
-        registry: Sequence[bytes] = (),
         device: torch.device | str = "cpu",
     ) -> None:
         self.parameters, self.device = parameters, torch.device(device)
         members = range(parameters.clients)
-        secrets = [[random(keys.KEY_BYTES) for _ in ("shares", "mask", "self")] for _ in members]
+        _, registry = identities(parameters.clients, random) if parameters.malicious else ([], ())
+        sources = [seeded(random(keys.KEY_BYTES)) for _ in members]
+        # In the order in which a client draws them: for its share key, its mask key, and its own mask.
+        secrets = [[source(keys.KEY_BYTES) for _ in range(3)] for source in sources]
         self._own_secrets = [own for _, _, own in secrets]
         self._private = [keys.private_key(mask) for _, mask, _ in secrets]
         self._public = [keys.public_key(private) for private in self._private]

@@ -142,16 +142,17 @@ class SecAgg(Defense):
         sums = "secure_server" if view == "server" else view
         if part.sealed and part.grid is None:  # rounding each update is post-processing; of their sum it would not be
             sums = "server"
-        known = plan.in_the_open() if view == "participant" else plan
-        found = part.guarantee(sums, unit, known)
+        # What is said to those who know the cohorts is true of those who do not, too: the better of both.
+        plans = [plan.in_the_open()] if view == "participant" else [plan.in_the_open(), plan]
+        found = min((part.guarantee(sums, unit, known) for known in plans), key=lambda one: one.epsilon)
         if isinstance(found, NoGuarantee) or view != "server":
             return replace(found, view=view)
         alone = part.guarantee("server", unit, plan)
         if alone.epsilon == found.epsilon:  # it needs no masks
             return replace(found, view=view)
-        # Any other server could leave clients out, and their shares of the noise.
-        whom = "to a server that follows the protocol, without any client's help"
-        return replace(found, view=view, sampler=f"{found.sampler}, under masks and {whom}")
+        # Another server could leave clients out, and their shares of the noise; one who helps it knows its own share.
+        how = "summed under masks by a server that follows the protocol and that no client helps"
+        return replace(found, view=view, sampler=f"{found.sampler}, {how}")
 
 
 @lru_cache(maxsize=64)

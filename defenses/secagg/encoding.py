@@ -142,7 +142,8 @@ def shortened(values: Tensor, step: float) -> Tensor:
     """
     lengths = torch.linalg.vector_norm(values.double(), dim=1, keepdim=True)
     room = step * math.sqrt(values.shape[1])
-    return values.double() * ((lengths - room) / lengths.clamp(min=1e-300)).clamp(min=0)
+    kept: Tensor = ((lengths - room) / lengths.clamp(min=1e-300)).clamp(min=0)
+    return values.double() * kept
 
 
 def wrapped(steps: Tensor, bits: int) -> Tensor:

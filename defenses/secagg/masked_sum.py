@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -53,6 +53,15 @@ class MaskedSum:
         return cut(sums, self._like)
 
 
+def secrets(run: int, replica: int, attempt: int) -> Callable[[int], bytes]:
+    """Where the clients' secret bytes come from in a simulation, so that it can be repeated: no secret at all.
+
+    A cohort that is asked again has others, as it has in the protocol.
+    """
+    draw = from_seed(seed(run, "secrets under masks", replica, attempt))
+    return seeded(bytes(torch.randint(256, (32,), generator=draw, dtype=torch.uint8).tolist()))
+
+
 class _Replica:
     """The protocol of one replica's round."""
 
@@ -80,7 +89,7 @@ class _Replica:
         if self._masks is None or self._received is None:
             parameters = self._secagg.parameters(len(self._places), words.shape[1])
             context = parameters.context(self._turn.attempt, self._model)
-            random = seeded(seed(self._run, "secure aggregation", self._replica, self._turn.attempt))
+            random = secrets(self._run, self._replica, self._turn.attempt)
             self._masks = CohortMasks(parameters, context, random, words.device)
             self._received = torch.zeros_like(words[0])
         for masked in self._masks.masked([self._places[client] for client in clients], words):
