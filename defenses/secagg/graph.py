@@ -102,18 +102,13 @@ def sparse(
     honest-but-curious server, with exact tails in place of their bounds.
     """
     check_number("clients", clients, minimum=3, maximum=LARGEST_COHORT, integer=True)
+    # Below a third each, two quorums have more clients in common than can collude.
     check_number("corrupt", corrupt, minimum=0, below=1 / 3 if malicious else 1)
     check_number("dropout", dropout, minimum=0, below=1 / 3 if malicious else 1)
     check_number("security_bits", security_bits, minimum=1)
     check_number("correctness_bits", correctness_bits, minimum=1)
     check_number("grinding_bits", grinding_bits, minimum=0)
     bad, gone = int(corrupt * clients), int(dropout * clients)
-    quorum = clients - gone
-    if malicious and 2 * quorum - clients <= bad:
-        raise InputError(
-            f"with {bad} of {clients} clients corrupt and {gone} gone, two sets of survivors could both be signed; "
-            "lower corrupt or dropout"
-        )
     secure = -security_bits - (grinding_bits if malicious else 0)
     for degree in range(2, clients - 1, 2):
         found = _thresholds(clients, degree, bad, gone, secure, -correctness_bits, malicious)
@@ -123,7 +118,7 @@ def sparse(
                 clients=clients,
                 neighbours=degree,
                 threshold=threshold,
-                quorum=quorum,
+                quorum=clients - gone,
                 window=window,
                 corrupt=corrupt,
                 dropout=dropout,
