@@ -70,8 +70,8 @@ class Sparse:
 
     neighbours: k, even. threshold: t, the shares that recover a secret. quorum: how many have to be in the sum.
     window: how many of any k/2 in a row have to be in it; 0 where the server follows the protocol. The rest is what it
-    was computed for: `corrupt` and `dropout` as shares of the clients, and log2 of the chances, as they came out, that
-    privacy or the sum is lost.
+    was computed for: the kind of server, `corrupt` and `dropout` as shares of the clients, and log2 of the chances, as
+    they came out, that privacy or the sum is lost.
     """
 
     clients: int
@@ -79,6 +79,7 @@ class Sparse:
     threshold: int
     quorum: int
     window: int
+    malicious: bool
     corrupt: float
     dropout: float
     insecurity: float
@@ -120,6 +121,7 @@ def sparse(
                 threshold=threshold,
                 quorum=clients - gone,
                 window=window,
+                malicious=malicious,
                 corrupt=corrupt,
                 dropout=dropout,
                 insecurity=insecurity + (grinding_bits if malicious else 0),
