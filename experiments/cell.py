@@ -174,8 +174,8 @@ def build(config: Mapping[str, Any], here: bool = True) -> Cell:
         raise InputError(f"attack.victims is {victims}, but there are only {ordinary} ordinary examples")
     if victims and defense.masks:
         raise InputError(
-            f"attack.victims is {victims}, but the probe inverts single updates, which defense={defense.name} hides from "
-            "the server; set attack.victims=0"
+            f"attack.victims is {victims}, but the probe inverts single updates, and defense={defense.name} hides them "
+            "from the server; set attack.victims=0"
         )
     if config["about"] is not None:
         check_number("about", config["about"], minimum=0, maximum=config["clients"] - 1, integer=True)

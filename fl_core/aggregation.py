@@ -126,7 +126,7 @@ class Krum:
             if not here.any():
                 continue
             mine = {name: value[row][here.to(value.device)] for name, value in updates.items()}
-            best = self._best(torch.cat([value.flatten(1) for value in mine.values()], 1).double())
+            best = self._best(torch.cat([value.reshape(len(value), -1) for value in mine.values()], 1).double())
             for name, value in mine.items():
                 found[name][row] = value[best].mean(0)
         return found

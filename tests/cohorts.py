@@ -30,7 +30,9 @@ def source(*names: object) -> Callable[[int], bytes]:
 def vectors(parameters: Parameters, seed: int = 0) -> list[Words]:
     rng = np.random.default_rng(seed)
     shape = (parameters.clients, parameters.length)
-    return list(rng.integers(1 << parameters.bits, size=shape, dtype=np.uint64).astype(masks.word_type(parameters.bits)))
+    return list(
+        rng.integers(1 << parameters.bits, size=shape, dtype=np.uint64).astype(masks.word_type(parameters.bits))
+    )
 
 
 def plain_sum(vectors: Sequence[Words], survivors: Collection[int], bits: int) -> list[int]:

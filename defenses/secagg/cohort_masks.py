@@ -10,7 +10,7 @@ Source: Bonawitz et al. 2017, with the graph of Bell et al. 2020.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence, Set
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import islice
 
 import numpy as np
@@ -24,6 +24,7 @@ from defenses.secagg.keys import Context
 from defenses.secagg.messages import Advert
 from defenses.secagg.parameters import Parameters
 from defenses.secagg.protocol import identities, seeded
+from defenses.secagg.refusals import Aborted
 from defenses.secagg.wire import roster_digest
 
 Signs = Mapping[int, int]
@@ -78,14 +79,28 @@ class CohortMasks:
         self._add(found, self._masks_of(clients))
         return self._reduced(found)
 
-    def unmasked(self, total: Tensor, survivors: Set[int]) -> Tensor:
+    def unmasked(self, total: Tensor, survivors: frozenset[int]) -> Tensor:
         """The sum [d] of the survivors' vectors, from that of their masked ones.
 
-        The server takes off every survivor's own mask, and those that it shares with clients who are lost.
+        The server takes off every survivor's own mask, and those that it shares with clients who are lost. Raises
+        Aborted where the protocol would: too few are left to recover somebody's secret.
         """
+        self._check(survivors)
         found = total.clone()[None]
         self._add(found, self._left_on(survivors))
         return self._reduced(found)[0]
+
+    def _check(self, survivors: frozenset[int]) -> None:
+        rules, missing = self.parameters, f"{len(survivors)} of {self.parameters.clients} clients are left"
+        if len(survivors) < rules.quorum:
+            raise Aborted(f"{missing}, of {rules.quorum} that it takes")
+        for client in range(rules.clients):
+            near = len(survivors.intersection(self.graph.neighbours(client)))
+            holders = near + (client in survivors)
+            if holders < rules.threshold and (client in survivors or near):
+                raise Aborted(f"{missing}, and {holders} shares of a secret of client {client}")
+        if rules.window and self.graph.fewest_in_a_row(survivors) < rules.window:
+            raise Aborted(f"{missing}, and too few of some neighbourhood")
 
     def _masks_of(self, clients: Sequence[int]) -> Iterator[tuple[bytes, Signs]]:
         """Every mask of some clients, once, with the rows of those that wear it."""
@@ -98,7 +113,7 @@ class CohortMasks:
                 elif client < other:
                     yield self._shared(client, other), {row: _sign(client, other), rows[other]: _sign(other, client)}
 
-    def _left_on(self, survivors: Set[int]) -> Iterator[tuple[bytes, Signs]]:
+    def _left_on(self, survivors: frozenset[int]) -> Iterator[tuple[bytes, Signs]]:
         for client in sorted(survivors):
             yield self._own(client), {0: -1}
             for other in self.graph.neighbours(client):

@@ -88,7 +88,7 @@ class SecAgg(Defense):
         bits = self.encoding(1, 1).bits
         if self.graph == "sparse":
             design = _design(clients, self.corrupt, self.dropout, self.malicious)
-            return Parameters.sparse(design, length, bits, malicious=self.malicious)
+            return Parameters.sparse(design, length, bits)
         threshold = None if self.threshold is None else math.floor(self.threshold * clients + 1e-9) + 1
         return Parameters.complete(clients, length, bits, threshold, malicious=self.malicious)
 

@@ -13,8 +13,10 @@ from defenses.secagg import keys
 from defenses.secagg.cohort_masks import CohortMasks
 from defenses.secagg.encoding import FixedPoint, shortened, signed, wrapped
 from defenses.secagg.protocol import seeded
+from defenses.secagg.refusals import Aborted
 from fl_core.cohort import Tile
 from fl_core.defended import Gathering
+from fl_core.errors import InputError
 from fl_core.optimizers import Tree
 from fl_core.seeds import from_seed, seed
 
@@ -69,7 +71,7 @@ class _Replica:
         turn, weighing = gathering.turns[row], gathering.weighing
         self._secagg, self._run, self._replica, self._turn = secagg, gathering.run, gathering.replica_ids[row], turn
         self._places = {client: place for place, client in enumerate(turn.asked.tolist())}
-        self._survivors = {self._places[client] for client in turn.clients.tolist()}
+        self._survivors = frozenset(self._places[client] for client in turn.clients.tolist())
         self._encoding = secagg.encoding(len(turn.asked), weighing.largest_weight)
         # Public weights are constants; others travel beside the update.
         self._divisor = float(weighing.divisors[row]) if weighing.public else None
@@ -99,8 +101,14 @@ class _Replica:
         """The weighted mean [d] of the survivors' updates, float64: all that the server can work out."""
         assert self._masks is not None
         assert self._received is not None
-        words, bits = self._masks.unmasked(self._received, self._survivors), self._encoding.bits
-        divisor = self._divisor
+        bits, divisor = self._encoding.bits, self._divisor
+        try:
+            words = self._masks.unmasked(self._received, self._survivors)
+        except Aborted as abort:  # enough came, but not from everywhere on a sparse graph: it was not made for so many
+            raise InputError(
+                f"the masked sum of round {self._turn.round + 1} is lost: {abort}; raise defense.dropout, or set "
+                "graph=complete"
+            ) from None
         if divisor is None:
             divisor, words = int(words[-1]) & ((1 << bits) - 1), words[:-1]
         if divisor == 0:  # nobody holds an example

@@ -18,6 +18,7 @@ from defenses.secagg.cohort_masks import CohortMasks, add_as_tensors, add_with_o
 from defenses.secagg.graph import sparse
 from defenses.secagg.parameters import Parameters, Stage
 from defenses.secagg.protocol import aggregate, seeded
+from defenses.secagg.refusals import Aborted
 from fl_core.seeds import generator
 
 MODEL = bytes(range(32))
@@ -62,7 +63,7 @@ def assert_parity(parameters: Parameters, lost: set[int], tiles: list[list[int]]
             for client, one in zip(came, masked, strict=True):
                 assert np.array_equal(unsigned(one), theirs.transcript.masked[client]), client
                 total += one
-    survivors = set(range(parameters.clients)) - lost
+    survivors = frozenset(range(parameters.clients)) - lost
     assert theirs.survivors == tuple(sorted(survivors))
     found = ours.unmasked(total, survivors)
     assert np.array_equal(unsigned(found), theirs.total)
@@ -104,7 +105,7 @@ def test_masks_and_sums_are_the_protocol_s_on_a_sparse_graph(path, malicious):
         grinding_bits=0,
     )
     assert design.neighbours < 59
-    parameters = Parameters.sparse(design, 70, 32, malicious=malicious)
+    parameters = Parameters.sparse(design, 70, 32)
     assert_parity(parameters, {3, 17, 40}, in_tiles(60, 13), seed=1, path=path)
 
 
@@ -121,6 +122,31 @@ def test_a_client_whose_mask_is_forgotten_spoils_the_sum_and_parity_says_so(monk
     assert_parity(parameters, set(), in_tiles(6, 6), seed=0, path="openssl")  # it shows only where somebody is lost
     with pytest.raises(AssertionError):
         assert_parity(parameters, {2}, in_tiles(6, 6), seed=0, path="openssl")
+
+
+@pytest.mark.parametrize("malicious", [False, True])
+def test_a_sum_that_the_protocol_cannot_unmask_is_given_up_here_too(malicious):
+    design = sparse(
+        60, corrupt=0.02, dropout=0.2, security_bits=8, correctness_bits=8, malicious=malicious, grinding_bits=0
+    )
+    parameters = Parameters.sparse(design, 10, 32)
+    context, vectors = parameters.context(0, MODEL), words(60, 10, 32)
+    ours = CohortMasks(parameters, context, source())
+    near = [*ours.graph.neighbours(5)[: 60 - design.quorum]]  # as many as may be lost, all on one client's side
+    for lost in (near, list(range(60 - design.quorum + 1))):
+        survivors = frozenset(range(60)) - set(lost)
+        kept = [client for client in range(60) if client in survivors]
+        total = ours.masked(kept, vectors[kept]).sum(0, dtype=torch.int32)
+        with pytest.raises(Aborted):
+            aggregate(
+                list(unsigned(vectors)),
+                parameters=parameters,
+                contexts=context,
+                random=source(),
+                drops=dict.fromkeys(lost, Stage.MASKED),
+            )
+        with pytest.raises(Aborted):
+            ours.unmasked(total, survivors)
 
 
 def test_two_rounds_and_two_models_share_no_mask():
