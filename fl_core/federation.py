@@ -33,9 +33,9 @@ from fl_core.plan import Plan
 from fl_core.planning import no_updates, plan_of
 from fl_core.seeds import Generators, seed
 from fl_core.state import State
-from fl_core.summing import in_the_clear
+from fl_core.summing import Summing, in_the_clear
 from fl_core.views import Recorder, SecureServer
-from fl_core.weighing import weigh
+from fl_core.weighing import Weighing, weigh
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -298,15 +298,7 @@ def play_round(federation: Federation, state: State, recorder: Recorder, train: 
     weighing = weigh(federation, cohort)
     recorder.asked(round, cohort, weighing.shares)
 
-    gathering = Gathering(
-        run=federation.run,
-        replica_ids=federation.replica_ids,
-        turns=federation.turns(round),
-        cohort=cohort,
-        weighing=weighing,
-        sent=sent,
-    )
-    summing = defense.summing(gathering) or in_the_clear(algorithm.aggregator, cohort, weighing.shares)
+    summing = _summing(federation, round, cohort, weighing, sent)
     for tile, updates in local_training(federation, state, past, cohort, train, workers):
         recorder.received(round, tile, updates)
         summing.add(tile, updates)
@@ -332,6 +324,20 @@ def play_round(federation: Federation, state: State, recorder: Recorder, train: 
         clients=state.clients,
         past={version: tree for version, tree in past.items() if version >= needed},
     )
+
+
+def _summing(federation: Federation, round: int, cohort: Cohort, weighing: Weighing, sent: Tree) -> Summing:
+    """Who takes the updates and sums them: the server, or the defence in its place."""
+    gathering = Gathering(
+        run=federation.run,
+        replica_ids=federation.replica_ids,
+        turns=federation.turns(round),
+        cohort=cohort,
+        weighing=weighing,
+        sent=sent,
+    )
+    masked = federation.defense.summing(gathering)
+    return masked or in_the_clear(federation.algorithm.aggregator, cohort, weighing.shares)
 
 
 def _sum_over_nobody(federation: Federation, state: State, sent: Tree) -> Tree:

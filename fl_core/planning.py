@@ -23,6 +23,7 @@ def plan_of(federation: Federation) -> Plan:
     event, cohort = federation.participation.event(clients, federation.rounds), federation.expected_cohort
     rows = range(len(federation.replica_ids))
     turns = [[federation.turn(row, round) for round in range(federation.rounds)] for row in rows]
+    # Who was asked for an attempt that failed does not count: of what it sent nothing can be read.
     found, most = patterns([[turn.asked.tolist() for turn in one] for one in turns])
     if not federation.fleet.synchronous:  # an update may count in another round than its client was asked in
         found, most = frozenset([tuple(range(federation.rounds))]), dict.fromkeys(range(clients), event.rounds)

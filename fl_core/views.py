@@ -44,7 +44,8 @@ class SecureServer(Participant):
 
     `divisors` [replicas] are what the sum was divided by already: the cohort's total weight (how many clients, or how
     many examples), or a number that was public before. `dropped` [replicas, most] were asked, but are not in the sum.
-    Where replicas have cohorts of different sizes, −1 stands for nobody. A round without updates has no sum.
+    Where replicas have cohorts of different sizes, −1 stands for nobody. A round without updates has no sum, and an
+    attempt at one that failed is not shown: who came to it was decided by clocks and coins.
     """
 
     view: ClassVar[str] = "secure_server"
