@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
+import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from defenses.secagg import masks, messages
 from defenses.secagg.client import Client
 from defenses.secagg.keys import Context
 from defenses.secagg.masks import Words
-from defenses.secagg.messages import Message
+from defenses.secagg.messages import Advert, Message, Roster
 from defenses.secagg.parameters import Parameters, Stage
 from defenses.secagg.protocol import identities, seeded
-from defenses.secagg.refusals import Rejected
+from defenses.secagg.refusals import Reason, Rejected
 from defenses.secagg.server import Server
 
+M = TypeVar("M", bound=Message)
 MODEL = b"m" * 32
 
 
@@ -53,19 +57,18 @@ class Cohort:
     def play(
         self,
         until: Stage | None = None,
+        outgoing: Mapping[int, bytes] | None = None,
         drops: Mapping[int, Stage] | None = None,
         refusals: dict[int, Rejected] | None = None,
     ) -> Mapping[int, bytes]:
-        """Play the stages before `until`, or all; what the server has to say then.
+        """Play the stages before `until`, or all, from the start or from `outgoing`; what the server then says.
 
-        A client that refuses is an error, unless there is a place to note its `refusals`: then it has dropped out.
+        A client that refuses is an error, unless there is a place to note `refusals`: then it has dropped out.
         """
-        outgoing: Mapping[int, bytes] = self.server.open()
-        for stage in self.parameters.stages:
-            if stage is until:
-                break
+        outgoing = self.server.open() if outgoing is None else outgoing
+        while self.server.stage is not None and self.server.stage is not until:
             for client in outgoing:
-                if client in (drops or {}) and order(stage) >= order((drops or {})[client]):
+                if client in (drops or {}) and order(self.server.stage) >= order((drops or {})[client]):
                     continue
                 try:
                     answer = self.clients[client].answer(outgoing[client])
@@ -77,6 +80,11 @@ class Cohort:
                     self.server.receive(answer)
             outgoing = self.server.close()
         return outgoing
+
+    def summed_rightly(self) -> bool:
+        """Whether the server came to have the sum of its survivors' vectors."""
+        assert self.server.total is not None
+        return self.server.total.tolist() == plain_sum(self.vectors, self.server.survivors, self.parameters.bits)
 
     def from_server(self, client: int, message: Message) -> bytes:
         """The message as a server would send it that says what it likes."""
@@ -134,3 +142,47 @@ def cohort(
         server=server(parameters, contexts or own[0], registry),
         signers=signers,
     )
+
+
+def reason(client: Client, raw: bytes) -> Reason:
+    """Why the client refuses this message; that it does not is an error."""
+    with pytest.raises(Rejected) as refused:
+        client.answer(raw)
+    return refused.value.reason
+
+
+def tampered(
+    parameters: Parameters, stage: Stage, change: Callable[[Cohort, Message], Message], client: int = 0
+) -> Reason:
+    """Why a client refuses a message that the server has changed; the round then goes on and comes to its sum."""
+    played = cohort(parameters)
+    told = played.play(until=stage)
+    message = played.read(told[client])
+    found = reason(played.clients[client], played.from_server(client, change(played, message)))
+    played.play(outgoing=told)
+    assert played.summed_rightly()
+    return found
+
+
+def of(kind: type[M], change: Callable[[M], Message]) -> Callable[[Cohort, Message], Message]:
+    """A change of messages of one kind, for `tampered`."""
+
+    def changed(_: Cohort, message: Message) -> Message:
+        assert isinstance(message, kind)
+        return change(message)
+
+    return changed
+
+
+def forged(field: str, value: Callable[[Cohort], bytes]) -> Callable[[Cohort, Message], Message]:
+    """The first neighbour's Advert with another key, under the signature that it had."""
+
+    def changed(played: Cohort, message: Message) -> Message:
+        assert isinstance(message, Roster)
+        (client, encoded), *others = message.adverts
+        advert = Advert.read(memoryview(encoded)[: Advert.size], played.parameters)
+        body = dataclasses.replace(advert, **{field: value(played)}).body(played.parameters)
+        adverts = ((client, b"".join([*body, encoded[Advert.size :]])), *others)
+        return dataclasses.replace(message, adverts=adverts)
+
+    return changed
