@@ -83,11 +83,14 @@ class FixedPoint:
         return total.double() * self.step
 
     def worst_error(self, clients: int) -> float:
-        """How far a coordinate of the decoded sum of so many may be from that of the clipped vectors, at most."""
+        """How far a coordinate of the decoded sum of so many may be from that of the clipped vectors, at most.
+
+        In the weighted mean it is this times the largest weight over the sum of the weights: for equal weights, γ.
+        """
         return clients * self.step
 
     def rms_error(self, clients: int) -> float:
-        """The root of that error's mean square, at most: it is largest half-way between two grid steps."""
+        """The root of that error's mean square, at most: where all are half-way between two grid steps, it is this."""
         return math.sqrt(clients) * self.step / 2
 
 

@@ -38,7 +38,7 @@ def test_the_decoded_sum_is_within_its_bound_of_the_clipped_vectors_sum(clients,
     decoded = found.decode(signed(total, bits))
     off = (decoded - values.clamp(-clip, clip).sum(0)).abs()
     assert off.max() <= found.worst_error(clients) + 1e-12 * clip * clients
-    assert found.worst_error(clients) == clients * clip / ((2 ** (bits - 1) - 1) // clients)
+    assert found.worst_error(clients) == pytest.approx(clients * clip / ((2 ** (bits - 1) - 1) // clients))
 
 
 def test_rounding_is_unbiased_and_its_root_mean_square_reaches_its_bound():
