@@ -23,6 +23,7 @@ from defenses.discrete_gaussian import LARGEST_BITS, NoisePlan
 from fl_core.errors import InputError, check_number
 
 FEWEST_BITS = 2
+_AT_ONCE = 1 << 15  # coordinates that a CPU rounds together: what they take stays in its cache
 NOT_FINITE = "an update holds nan or inf, which no number under a mask can stand for; lower algorithm.lr"
 
 
@@ -69,13 +70,15 @@ class FixedPoint:
         Rounding is unbiased; lane i draws from `generators[i]` alone. Raises InputError for values that are not finite.
         """
         steps = torch.empty(values.shape, dtype=torch.int64, device=values.device)
-        for lane, (row, draw) in enumerate(zip(values, generators, strict=True)):
-            _check_finite(row)
-            scaled = (row.double() / self.step).clamp_(-self.levels, self.levels)
-            floors = scaled.floor()
-            coins = torch.rand(row.shape, generator=draw, device=row.device, dtype=torch.float64)
-            # Compared, not added: a coin of almost 1 would round a coordinate at the clip up, and out of its range.
-            steps[lane] = floors + (coins < scaled - floors)
+        at_once = _AT_ONCE if values.device.type == "cpu" else max(1, values.shape[1])
+        for lane, draw in zip(range(len(values)), generators, strict=True):
+            for row, found in zip(values[lane].split(at_once), steps[lane].split(at_once), strict=True):
+                _check_finite(row)
+                scaled = (row.double() / self.step).clamp_(-self.levels, self.levels)
+                floors = scaled.floor()
+                coins = torch.rand(row.shape, generator=draw, device=row.device, dtype=torch.float64)
+                # Compared, not added: a coin of almost 1 would round a coordinate at the clip up, and out of its range.
+                found.copy_(floors.add_(coins < scaled.sub_(floors)))
         return steps
 
     def decode(self, total: Tensor) -> Tensor:
@@ -151,8 +154,10 @@ def shortened(values: Tensor, step: float) -> Tensor:
 
 def wrapped(steps: Tensor, bits: int) -> Tensor:
     """Signed integers [...] (int64) modulo 2^bits, in words that wrap around: int32 for up to 32 bits, else int64."""
-    residues = steps & ((1 << bits) - 1)
-    return residues.to(torch.int32) if bits <= 32 else residues
+    if bits > 32:
+        return steps & ((1 << bits) - 1)
+    words = steps.to(torch.int32)
+    return words if bits == 32 else words.bitwise_and_((1 << bits) - 1)
 
 
 def signed(words: Tensor, bits: int) -> Tensor:
