@@ -30,6 +30,7 @@ SIGNATURE_BYTES = 64
 TAG_BYTES = 16
 
 _NONCE = bytes(12)
+_PROBE = X25519PrivateKey.from_private_bytes(bytes(KEY_BYTES))
 
 
 def fields(*parts: bytes) -> bytes:
@@ -111,6 +112,11 @@ def agree(own: X25519PrivateKey, other: bytes) -> bytes:
         return own.exchange(X25519PublicKey.from_public_bytes(other))
     except ValueError:
         raise Rejected(Reason.BAD_KEY, "a public key of low order") from None
+
+
+def check_public(key: bytes) -> None:
+    """Raise Rejected (BAD_KEY) for a public key that no one can agree with."""
+    agree(_PROBE, key)
 
 
 def pair_seed(agreed: bytes, session: bytes, pair: tuple[int, int]) -> bytes:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from enum import StrEnum
 
 
@@ -34,4 +35,11 @@ class Rejected(Exception):
 
 
 class Aborted(Exception):
-    """The round ends without a sum; nothing of it is to be used, and its secrets are never asked for again."""
+    """The round ends without a sum; nothing of it is to be used, and its secrets are never asked for again.
+
+    refusals: those clients' that refused to go on, by their numbers, where the one who ran the round knows them.
+    """
+
+    def __init__(self, detail: str, refusals: Mapping[int, Rejected] | None = None) -> None:
+        super().__init__(detail)
+        self.refusals = dict(refusals or {})

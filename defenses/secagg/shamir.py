@@ -7,6 +7,7 @@ Horner's rule multiplies a long number by a short one, and reduces modulo p only
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 
 from defenses.secagg.refusals import Reason, Rejected
@@ -50,18 +51,10 @@ def _value(chunks: list[list[int]], x: int) -> int:
 def weights(holders: Sequence[int]) -> list[int]:
     """Lagrange's coefficients at 0 for these holders, in [0, p): the same for every secret that they hold."""
     _check(holders)
-    above, below = [], []
-    for x in holders:
-        top, bottom = 1, 1
-        for other in holders:
-            if other != x:
-                top = top * other
-                bottom = bottom * (other - x)
-                if bottom.bit_length() > 2048 or top.bit_length() > 2048:
-                    top, bottom = top % P, bottom % P
-        above.append(top % P)
-        below.append(bottom % P)
-    return [top * inverse % P for top, inverse in zip(above, _inverses(below), strict=True)]
+    # Π other/(other − x): the products of small numbers are cheaper to make whole than modulo p.
+    everyone = math.prod(holders) % P
+    below = [x * math.prod(other - x for other in holders if other != x) % P for x in holders]
+    return [everyone * inverse % P for inverse in _inverses(below)]
 
 
 def _inverses(numbers: list[int]) -> list[int]:

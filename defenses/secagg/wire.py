@@ -111,6 +111,27 @@ class Envelope:
             raise Rejected(Reason.BAD_SEAL, "changed on the way, or made in another context")
 
 
+def roster_digest(members: Iterable[int], leaves: Iterable[bytes], registry: Sequence[bytes], clients: int) -> bytes:
+    """The hash of everybody's public keys, and of the identities they are signed with: a session's second half.
+
+    leaves: the hash of each member's Advert, in order.
+    """
+    named = hashlib.sha256(keys.fields(*registry)).digest()
+    return hashlib.sha256(keys.fields(named, bitmap(members, clients), *leaves)).digest()
+
+
+def acknowledged_text(session: bytes, client: int, dealt: Iterable[int], clients: int) -> bytes:
+    """What a client signs once it has masked its vector: among whom, in which session."""
+    parts = (keys.LABEL, b"acknowledged", session, keys.number(client), bitmap(dealt, clients))
+    return hashlib.sha256(keys.fields(*parts)).digest()
+
+
+def survivors_digest(session: bytes, dealt: Iterable[int], survivors: Iterable[int], clients: int) -> bytes:
+    """What everyone's Check has to hold: the session, who dealt shares, and who survived to be summed."""
+    parts = (keys.LABEL, b"survivors", session, bitmap(dealt, clients), bitmap(survivors, clients))
+    return hashlib.sha256(keys.fields(*parts)).digest()
+
+
 def exactly(body: memoryview, size: int) -> None:
     """Raise Rejected unless `body` has `size` bytes."""
     if len(body) != size:
