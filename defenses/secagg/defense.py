@@ -134,9 +134,7 @@ class SecAgg(Defense):
         return MaskedSum(self, gathering)
 
     def guarantee(self, view: str, unit: Unit, plan: Plan) -> NoGuarantee:
-        return NoGuarantee(
-            reason="masks alone give no ε, since the sum is released as it is", unit=unit, view=view
-        )
+        return NoGuarantee(reason="masks alone give no ε, since the sum is released as it is", unit=unit, view=view)
 
     def guarantee_of(self, part: Defense, view: str, unit: Unit, plan: Plan) -> PrivacyStatement | NoGuarantee:
         if part is self:

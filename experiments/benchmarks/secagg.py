@@ -118,8 +118,8 @@ def markdown(record: dict[str, Any]) -> str:
             "Seconds are those of the mean client that stayed (encoding its vector included) and of the server; bytes "
             "are what such a client sends, and over the 4 bytes a coordinate that it would send without masks. The "
             "sparse graph is computed for a tenth colluding and a tenth lost. MiB are what the process, with all "
-            "clients and the server in it, took beyond the vectors themselves. Every sum was compared with the sum of the "
-            "integers, bit for bit.\n",
+            "clients and the server in it, took beyond the vectors themselves. Every sum was compared with the sum "
+            "of the integers, bit for bit.\n",
             *_costs(record["cells"]),
             "",
             *_large(record["cells"]),
