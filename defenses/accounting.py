@@ -197,6 +197,7 @@ def composable(events: Sequence[AnyEvent]) -> Steps:
     return tuple(sorted((clips, rate, count) for (clips, rate), count in steps.items()))
 
 
+@functools.lru_cache(maxsize=1024)  # every view of a table asks for the same few
 def _epsilon(noise_multiplier: float, steps: Steps, delta: float) -> float:
     if not steps:
         return 0.0

@@ -65,11 +65,16 @@ def test_each_unit_gets_the_guarantee_of_the_part_that_hides_it():
     assert "dp_fedavg: the server adds the noise itself" in server.reason
 
 
+@pytest.fixture(scope="module")
+def calibrated():
+    return EXAMPLES.prepare(PLAN)
+
+
 @settings(max_examples=20, deadline=None)
-@given(st.permutations([EXAMPLES, Pruning(share=0.3), Clip(clip_norm=2.0), TopK(keep=0.5), Sign()]))
-def test_the_order_of_a_list_makes_no_difference_to_epsilon(parts):
-    alone = EXAMPLES.prepare(PLAN)
-    whole = composed(list(parts)).prepare(PLAN)
+@given(order=st.permutations(range(5)))
+def test_the_order_of_a_list_makes_no_difference_to_epsilon(calibrated, order):
+    parts = [calibrated, Pruning(share=0.3), Clip(clip_norm=2.0), TopK(keep=0.5), Sign()]
+    alone, whole = calibrated, composed([parts[place] for place in order]).prepare(PLAN)
     for view in ("released_model", "participant", "secure_server", "server"):
         for unit in ("example", "client"):
             assert whole.guarantee(view, unit, PLAN).epsilon == alone.guarantee(view, unit, PLAN).epsilon
