@@ -2,8 +2,8 @@
 
     python -m experiments.benchmarks.secagg --python .venv/bench/bin/python
 
-Each cell is one aggregation in a process of its own, every message written and parsed, none sent anywhere; seconds of a
-client are the mean of those who stayed. Masks are what takes the time, so a cell that would expand more of them than
+Each cell is one aggregation in a process of its own, every message written and parsed, none sent anywhere. Seconds are
+the processor's, since the machine may be shared; a client's are the mean of those who stayed. Masks are what takes the time, so a cell that would expand more of them than
 `--budget` GB says so instead. Both contenders of a comparison take turns, repeat by repeat. `--python` is an
 interpreter that has flwr, see `experiments/benchmarks/peers`.
 """
@@ -115,8 +115,8 @@ def markdown(record: dict[str, Any]) -> str:
             f"Made by `{record['command']}` at revision {record['revision']}, on {hardware['processor']}, "
             f"{hardware['cores']} cores, one of them at work.\n",
             "Against an honest-but-curious server, 32-bit words, each message written and parsed as for a network. "
-            "Seconds are those of the mean client that stayed (encoding its vector included) and of the server; bytes "
-            "are what such a client sends, and over the 4 bytes a coordinate that it would send without masks. The "
+            "Processor seconds are those of the mean client that stayed (encoding its vector included) and of the "
+            "server; bytes are what such a client sends, and over the 4 bytes a coordinate that it would send without masks. The "
             "sparse graph is computed for a tenth colluding and a tenth lost. MiB are what the process, with all "
             "clients and the server in it, took beyond the vectors themselves. Every sum was compared with the sum "
             "of the integers, bit for bit.\n",
@@ -124,8 +124,8 @@ def markdown(record: dict[str, Any]) -> str:
             "",
             *_large(record["cells"]),
             "## Beside Flower's SecAgg+\n",
-            "Seconds of all clients and the server together, in one process without a network; ratios paired within a "
-            "repeat: median [lowest, highest].\n",
+            "Processor seconds of all clients and the server together, in one process without a network; ratios paired "
+            "within a repeat: median [lowest, highest].\n",
             *_beside(record["beside"]),
             "",
             "Flower sends 8 bytes a coordinate, and folds a mask's seed to 32 bits; Mirage's seeds have 256.",
@@ -194,7 +194,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description="The cost of secure aggregation.")
     parser.add_argument("--python", default=sys.executable, help="an interpreter that has flwr")
     parser.add_argument("--repeats", type=int, default=3, help="of the comparison with Flower")
-    parser.add_argument("--budget", type=float, default=300.0, help="GB of masks that one cell may expand")
+    parser.add_argument("--budget", type=float, default=210.0, help="GB of masks that one cell may expand")
     parser.add_argument("--out", type=Path, default=Path("results/benchmarks"), help="folder")
     parser.add_argument("--quick", action="store_true", help="two small cells")
     asked = parser.parse_args(arguments)

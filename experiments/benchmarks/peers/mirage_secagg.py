@@ -31,15 +31,15 @@ AT_HAND = 10**8  # coordinates that are kept: beyond, several clients have the s
 
 
 class Clocks:
-    """Seconds of the server and of each client; `of` runs a call on one of them."""
+    """Processor seconds of the server and of each client; `of` runs a call on one of them."""
 
     def __init__(self, clients: int) -> None:
         self.server, self.clients = 0.0, [0.0] * clients
 
     def of(self, client: int | None, call: Callable[..., Any], *given: Any) -> Any:
-        began = time.perf_counter()
+        began = time.process_time()
         found = call(*given)
-        seconds = time.perf_counter() - began
+        seconds = time.process_time() - began
         if client is None:
             self.server += seconds
         else:
@@ -55,7 +55,7 @@ def parameters_of(clients: int, length: int, sparse: bool) -> Parameters:
 
 
 def play(clients: int, length: int, sparse: bool, lost: int, seed: int) -> dict[str, Any]:
-    """One aggregation: seconds in all, of the server and of the mean client, bytes that a client sends and gets.
+    """One aggregation: processor seconds in all, of the server and of the mean client, bytes that a client sends and gets.
 
     The first `lost` clients drop out before they send their vectors. Raises RuntimeError where the sum is not, in every
     bit, that of the survivors' integers.
