@@ -3,9 +3,9 @@
     python -m experiments.benchmarks.secagg --python .venv/bench/bin/python
 
 Each cell is one aggregation in a process of its own, every message written and parsed, none sent anywhere. Seconds are
-the processor's, since the machine may be shared; a client's are the mean of those who stayed. Masks are what takes the time, so a cell that would expand more of them than
-`--budget` GB says so instead. Both contenders of a comparison take turns, repeat by repeat. `--python` is an
-interpreter that has flwr, see `experiments/benchmarks/peers`.
+the processor's, since the machine may be shared; a client's are the mean of those who stayed. Masks are what takes the
+time, so a cell that would expand more of them than `--budget` GB says so instead. Both contenders of a comparison take
+turns, repeat by repeat. `--python` is an interpreter that has flwr, see `experiments/benchmarks/peers`.
 """
 
 from __future__ import annotations
@@ -116,9 +116,9 @@ def markdown(record: dict[str, Any]) -> str:
             f"{hardware['cores']} cores, one of them at work.\n",
             "Against an honest-but-curious server, 32-bit words, each message written and parsed as for a network. "
             "Processor seconds are those of the mean client that stayed (encoding its vector included) and of the "
-            "server; bytes are what such a client sends, and over the 4 bytes a coordinate that it would send without masks. The "
-            "sparse graph is computed for a tenth colluding and a tenth lost. MiB are what the process, with all "
-            "clients and the server in it, took beyond the vectors themselves. Every sum was compared with the sum "
+            "server; bytes are what such a client sends, and over the 4 bytes a coordinate that it would send without "
+            "masks. The sparse graph is computed for a tenth colluding and a tenth lost. MiB are what the process, "
+            "all clients and the server in it, took beyond the vectors themselves. Every sum was compared with the sum "
             "of the integers, bit for bit.\n",
             *_costs(record["cells"]),
             "",

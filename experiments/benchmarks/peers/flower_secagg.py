@@ -63,7 +63,7 @@ class Cohort:
 
 
 class Loopback:
-    """Flower's grid: hands each message to its client's mod at once. Keeps the clients' processor seconds and the bytes sent."""
+    """Flower's grid: hands each message to its client's mod at once. Keeps clients' processor seconds and bytes."""
 
     def __init__(self, vectors: dict[int, np.ndarray[Any, Any]], lost: set[int]) -> None:
         self.vectors, self.lost = vectors, lost
@@ -98,7 +98,7 @@ class Loopback:
 
 
 def play(clients: int, length: int, neighbours: int | None, threshold: float, lost: int, seed: int) -> dict[str, Any]:
-    """One aggregation: processor seconds in all, of the server and of the mean client, bytes that a client sends, and its error.
+    """One aggregation: processor seconds in all, of server and mean client, bytes that a client sends, and the error.
 
     `neighbours` counts a client's neighbours and itself; None is the complete graph. The first `lost` clients drop out
     before they send their vectors.

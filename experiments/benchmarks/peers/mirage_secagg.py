@@ -55,7 +55,7 @@ def parameters_of(clients: int, length: int, sparse: bool) -> Parameters:
 
 
 def play(clients: int, length: int, sparse: bool, lost: int, seed: int) -> dict[str, Any]:
-    """One aggregation: processor seconds in all, of the server and of the mean client, bytes that a client sends and gets.
+    """One aggregation: processor seconds in all, of server and mean client, and bytes that a client sends and gets.
 
     The first `lost` clients drop out before they send their vectors. Raises RuntimeError where the sum is not, in every
     bit, that of the survivors' integers.
