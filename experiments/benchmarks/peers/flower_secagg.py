@@ -63,7 +63,7 @@ class Cohort:
 
 
 class Loopback:
-    """Flower's grid: hands each message to its client's mod at once. Keeps the clients' seconds and the bytes sent."""
+    """Flower's grid: hands each message to its client's mod at once. Keeps clients' processor seconds and bytes."""
 
     def __init__(self, vectors: dict[int, np.ndarray[Any, Any]], lost: set[int]) -> None:
         self.vectors, self.lost = vectors, lost
@@ -79,15 +79,15 @@ class Loopback:
 
     def _answer(self, message: Message) -> Message:
         node = message.metadata.dst_node_id
-        began = time.perf_counter()
+        began = time.process_time()
         message.content = copy.deepcopy(message.content)  # the workflow gives all one object, and the mod empties it
-        self.copying += time.perf_counter() - began
+        self.copying += time.process_time() - began
         stage = message.content.config_records[RECORD_KEY_CONFIGS]["stage"]
         if node in self.lost and stage == Stage.COLLECT_MASKED_VECTORS:
             return Message(Error(code=0, reason="dropped out"), reply_to=message)
-        began = time.perf_counter()
+        began = time.process_time()
         reply = secaggplus_mod(message, self.contexts[node], self._fit)
-        self.seconds[node] += time.perf_counter() - began
+        self.seconds[node] += time.process_time() - began
         self.sent[node] += reply.content.config_records[RECORD_KEY_CONFIGS].count_bytes()
         return reply
 
@@ -98,7 +98,7 @@ class Loopback:
 
 
 def play(clients: int, length: int, neighbours: int | None, threshold: float, lost: int, seed: int) -> dict[str, Any]:
-    """One aggregation: seconds in all, of the server and of the mean client, bytes that a client sends, and its error.
+    """One aggregation: processor seconds in all, of server and mean client, bytes that a client sends, and the error.
 
     `neighbours` counts a client's neighbours and itself; None is the complete graph. The first `lost` clients drop out
     before they send their vectors.
@@ -120,9 +120,9 @@ def play(clients: int, length: int, neighbours: int | None, threshold: float, lo
     context.state.config_records[MAIN_CONFIGS_RECORD] = recorddict_compat.ConfigRecord({Key.CURRENT_ROUND: 1})
     workflow = SecAggPlusWorkflow(neighbours or 1.0, threshold, max_weight=1.0, clipping_range=CLIPPING,
                                   quantization_range=LEVELS)  # fmt: skip
-    began = time.perf_counter()
+    began = time.process_time()
     workflow(grid, context)
-    seconds = time.perf_counter() - began - grid.copying
+    seconds = time.process_time() - began - grid.copying
     if cohort.mean is None:
         raise RuntimeError("Flower gave up on the aggregation")
     true = np.mean([vectors[node] for node in vectors if node not in gone], axis=0)
