@@ -13,8 +13,8 @@ import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from typing import TYPE_CHECKING
 
-import torch
 from cryptography.exceptions import InvalidSignature, InvalidTag
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
@@ -23,6 +23,9 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
 from defenses.secagg.refusals import Reason, Rejected
+
+if TYPE_CHECKING:
+    import torch
 
 LABEL = b"mirage secure aggregation 1"
 KEY_BYTES = 32
@@ -45,6 +48,8 @@ def number(value: int) -> bytes:
 
 def model_hash(tree: Mapping[str, torch.Tensor]) -> bytes:
     """SHA-256 of a model: its tensors' names, types, shapes and bytes, whatever the order or device of the dict."""
+    import torch  # here, as a client that is a process of its own, without a model, need not wait for it
+
     digest = hashlib.sha256(fields(LABEL, b"model"))
     for name in sorted(tree):
         value = tree[name].detach().cpu().contiguous()

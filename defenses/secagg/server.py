@@ -102,6 +102,11 @@ class Server:
         self._signatures: dict[int, bytes] = {}
         self._unmasking: dict[int, dict[int, int]] = {}
 
+    @property
+    def taken(self) -> tuple[int, ...]:
+        """Whose messages of this stage have been taken."""
+        return tuple(sorted(self._came(self.stage))) if self.stage else ()
+
     def open(self) -> Outgoing:
         """The first message, to each client."""
         return self._outgoing(self._announce)
@@ -154,7 +159,9 @@ class Server:
             self._present = {}
             return self._outgoing(self._announce)
         if len(came) < self.parameters.quorum:
-            raise Aborted(f"{len(came)} clients have sent their {stage}, of {self.parameters.quorum} that it takes")
+            raise Aborted(
+                f"{len(came)} clients are left at the stage {stage}, of {self.parameters.quorum} that it takes"
+            )
         self._present = dict.fromkeys(came)
         self.stage = self.parameters.stages[self.parameters.stages.index(stage) + 1]
         match stage:
