@@ -236,8 +236,7 @@ class Client:
             self._seeds.append((seed, self.number > other))
         assert self._vector is not None
         words = self._vector.copy()
-        for seed, subtract in self._seeds:
-            masks.add(words, seed, subtract=subtract)
+        masks.add_all(words, self._seeds)
         masks.reduce(words, self.parameters.bits)
         self._vector, self._agreed, self._pairs = None, {}, {}
         signature = b""

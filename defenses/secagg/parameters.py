@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import struct
-from dataclasses import astuple, dataclass
+from dataclasses import dataclass
 from enum import StrEnum
 from functools import cached_property
 
@@ -119,8 +119,16 @@ class Parameters:
 
     def encoded(self) -> bytes:
         """All of them, in a fixed layout of `LAYOUT_BYTES`."""
-        n, length, bits, threshold, quorum, neighbours, window, malicious = astuple(self)
-        return _LAYOUT.pack(n, length, bits, threshold, quorum, neighbours or 0, window, malicious)
+        return _LAYOUT.pack(
+            self.clients,
+            self.length,
+            self.bits,
+            self.threshold,
+            self.quorum,
+            self.neighbours or 0,
+            self.window,
+            self.malicious,
+        )
 
     def weakened(self, encoded: bytes) -> bool:
         """Whether others, in that layout, ask for fewer shares or clients than these."""
