@@ -7,6 +7,7 @@ that of the two secrets of any one client it gives away a share of one.
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -32,6 +33,8 @@ from defenses.secagg.parameters import Parameters, Stage
 from defenses.secagg.refusals import Reason, Rejected
 from defenses.secagg.wire import Kind
 from fl_core.errors import InputError
+
+_ASSOCIATED = struct.Struct("<QII")
 
 _AWAITED = {
     Stage.KEYS: Kind.ANNOUNCE,
@@ -295,7 +298,7 @@ class Client:
             raise Rejected(Reason.GRAPH, f"{fewest} in a row {what}, of {self.parameters.window} that it takes")
 
     def _associated(self, sender: int, receiver: int) -> bytes:
-        return self.context.digest + b"".join(map(keys.number, (self.context.round, sender, receiver)))
+        return self.context.digest + _ASSOCIATED.pack(self.context.round, sender, receiver)
 
 
 def check_vector(vector: Words, parameters: Parameters) -> None:

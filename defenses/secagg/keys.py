@@ -10,9 +10,10 @@ masks would not cancel.
 from __future__ import annotations
 
 import hashlib
+import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import TYPE_CHECKING
 
 from cryptography.exceptions import InvalidSignature, InvalidTag
@@ -33,6 +34,7 @@ SIGNATURE_BYTES = 64
 TAG_BYTES = 16
 
 _NONCE = bytes(12)
+_NAME = struct.Struct("<QQ")  # a number as one of `fields`
 _PROBE = X25519PrivateKey.from_private_bytes(bytes(KEY_BYTES))
 
 
@@ -90,7 +92,13 @@ def derive(secret: bytes, binding: bytes, purpose: str, *names: int) -> bytes:
 
     `purpose` and `names` (client numbers) are the info, which keeps the keys of different uses and clients apart.
     """
-    return hkdf(secret, binding, fields(LABEL, purpose.encode(), *(number(name) for name in names)))
+    info = b"".join([_purpose(purpose), *(_NAME.pack(8, name) for name in names)])  # fields(LABEL, purpose, *names)
+    return hkdf(secret, binding, info)
+
+
+@lru_cache(maxsize=64)
+def _purpose(purpose: str) -> bytes:
+    return fields(LABEL, purpose.encode())
 
 
 def hkdf(secret: bytes, salt: bytes, info: bytes) -> bytes:
