@@ -86,7 +86,13 @@ class Parameters:
     ) -> Parameters:
         """The complete graph of Bonawitz et al. 2017; the threshold is ⌊2n/3⌋ + 1 where none is given."""
         least = 2 * clients // 3 + 1
-        return cls(clients=clients, length=length, bits=bits, threshold=threshold or least, malicious=malicious)
+        return cls(
+            clients=clients,
+            length=length,
+            bits=bits,
+            threshold=least if threshold is None else threshold,
+            malicious=malicious,
+        )
 
     @classmethod
     def sparse(cls, design: Sparse, length: int, bits: int) -> Parameters:

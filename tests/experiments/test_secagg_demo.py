@@ -60,6 +60,7 @@ def test_a_sum_that_is_not_the_plain_one_is_exit_code_1(monkeypatch, capsys):
         (["--clients", "x"], "argument --clients: invalid int value: 'x'; --help lists what is allowed"),
         (["--nonsense"], "unrecognized arguments: --nonsense; --help lists what is allowed"),
         (["--bits", "63"], "bits is 63; it must be a whole number at least 1 and at most 62"),
+        (["--threshold", "0"], "threshold is 0; it must be a whole number at least 1"),
         (["--threshold", "9"], "threshold is 9; it must be a whole number at least 1 and at most 8"),
         (["--malicious", "--threshold", "5"], "against a malicious server take at least 6"),
         (["--sparse", "--threshold", "5"], "--threshold is for the complete graph"),

@@ -232,7 +232,12 @@ def test_a_server_that_cannot_be_is_an_input_error(contexts, registry, said):
 
 @pytest.mark.parametrize(
     ("fields", "said"),
-    [({"vectors": []}, "0 vectors"), ({"drops": {6: Stage.KEYS}}, "drops"), ({"contexts": []}, "0 contexts")],
+    [
+        ({"vectors": []}, "0 vectors"),
+        ({"drops": {6: Stage.KEYS}}, "drops"),
+        ({"drops": {1: "mask"}}, "allowed: check, keys, masked"),
+        ({"contexts": []}, "0 contexts"),
+    ],
 )
 def test_a_round_that_cannot_be_is_an_input_error(fields, said):
     right = {"vectors": vectors(COMPLETE), "contexts": COMPLETE.context(1, MODEL)} | fields
