@@ -13,7 +13,7 @@ from statistics import mean
 
 import pytest
 
-from experiments.benchmarks import client_dp, engine
+from experiments.benchmarks import client_dp, dp_utility, engine
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
@@ -110,6 +110,14 @@ def test_the_readme_s_trust_models_are_the_committed_ones():
     assert table in README, table
     (plain,) = [mean(one["accuracy"]) for one in record["points"] if one["mechanism"] == "none"]
     assert f"defence is {plain:.3f}".replace("is 0.", "is .") in README
+
+
+def test_the_readme_s_utility_is_the_committed_one():
+    page = (ROOT / "results/benchmarks/dp_utility.md").read_text()
+    assert page == dp_utility.markdown(json.loads((ROOT / "results/benchmarks/dp_utility.json").read_text()))
+    table = page[page.index("| σ |") :].split("\n\n")[0]
+    assert table in README, table
+    assert table.count("| reached |") == len(dp_utility.LEVELS)
 
 
 def test_the_readme_s_fleets_are_the_committed_ones():
