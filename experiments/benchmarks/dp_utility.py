@@ -135,7 +135,7 @@ def markdown(record: dict[str, Any]) -> str:
             f"{published} | {100 * apart:+.2f} | {verdict} | {' | '.join(epsilons)} | {level.published_rdp or '–'} |"
         )
     minutes = sum(run["seconds"] for run in record["runs"]) / 60
-    lines.append(f"\n{len(record['runs'])} runs, {minutes:.0f} minutes of one core together.")
+    lines.append(f"\n{len(record['runs'])} runs, which took {minutes:.0f} minutes one after another.")
     return "\n".join(lines) + "\n"
 
 
