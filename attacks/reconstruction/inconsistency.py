@@ -41,13 +41,14 @@ class Unmasked:
 
 @dataclass(frozen=True, kw_only=True)
 class ModelInconsistency:
-    """Kill the rectified units whose biases are called `bias` in every model but the victim's.
+    """Kill the rectified units whose biases are called `biases` in every model but the victim's.
 
-    `bias` is the last hidden layer's, or its norm's; `above` names what is behind it and has no zero gradient, the
-    output layer's bias. The biases are lowered by `margin`, far more than a layer's inputs can make up for.
+    They are the last hidden layer's, or its norm's, and those of any layer that goes round it; `above` names what is
+    behind them and has no zero gradient, the output layer's bias. They are lowered by `margin`, far more than a layer's
+    inputs can make up for.
     """
 
-    bias: str
+    biases: Sequence[str]
     above: Sequence[str] = ("head.bias",)
     margin: float = 1e4
 
@@ -64,9 +65,12 @@ class ModelInconsistency:
 
         A `crafted` model [replicas, ...] goes to the victim instead, such as one with an imprint layer.
         """
-        if self.bias not in model:
-            raise InputError(f"the model has no {self.bias}; name the bias of its last hidden layer")
-        dead = model | {self.bias: model[self.bias] - self.margin}
+        missing = [name for name in self.biases if name not in model]
+        if missing or not self.biases:
+            raise InputError(
+                f"the model has no {', '.join(missing) or 'biases named'}; name its last hidden layer's bias"
+            )
+        dead = model | {name: model[name] - self.margin for name in self.biases}
         sent = {name: value.unsqueeze(1).repeat_interleave(cohort, 1) for name, value in dead.items()}
         for name, value in (crafted or model).items():
             sent[name][:, seat] = value
@@ -82,7 +86,7 @@ class ModelInconsistency:
         if round not in observation.sums:
             raise InputError(f"round {round} was not recorded; recorded: {sorted(observation.sums)}")
         others = torch.arange(observation.cohorts[round].shape[-1]) != knowledge.seat
-        if (observation.sent[round][self.bias][:, others] > -self.margin / 2).any():
+        if any((observation.sent[round][name][:, others] > -self.margin / 2).any() for name in self.biases):
             raise InputError("some client besides the victim was sent a model that is not dead; the sum is its, too")
         total = observation.sums[round]
         return Unmasked(

@@ -5,7 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.distributions import Normal
 
+from attacks.reconstruction.imprint import BIAS, Imprint, projection, ruler
 from attacks.reconstruction.inconsistency import InconsistencyKnowledge, ModelInconsistency
 from fl_core.architectures import CNN, MLP
 from fl_core.data import digits
@@ -44,7 +46,7 @@ def observed(sent: Tree, updates: Tree) -> MaliciousServer:
 @pytest.mark.parametrize("kind", MODELS)
 def test_the_sum_is_the_victim_s_own_update_bit_for_bit(kind: str):
     make, bias = MODELS[kind]
-    model, attack = make(), ModelInconsistency(bias=bias)
+    model, attack = make(), ModelInconsistency(biases=[bias])
     honest = {name: value[None] for name, value in initial_parameters(model, 0).items()}
     sent = attack.broadcast(honest, CLIENTS, SEAT)
     updates, _ = round_of(model, sent)
@@ -58,7 +60,7 @@ def test_the_sum_is_the_victim_s_own_update_bit_for_bit(kind: str):
 
 def test_what_the_others_add_above_the_dead_layer_counts_their_labels():
     # One step from equal logits: the update of the output bias is rate/size · (one-hot − 1/10), summed up.
-    model, attack = MLP(SHAPE, CLASSES, hidden=(16,)), ModelInconsistency(bias="hidden.0.bias")
+    model, attack = MLP(SHAPE, CLASSES, hidden=(16,)), ModelInconsistency(biases=["hidden.0.bias"])
     honest = {name: value[None] for name, value in initial_parameters(model, 0).items()}
     honest["head.bias"] = torch.zeros_like(honest["head.bias"])
     updates, labels = round_of(model, attack.broadcast(honest, CLIENTS, SEAT), steps=1)
@@ -69,7 +71,7 @@ def test_what_the_others_add_above_the_dead_layer_counts_their_labels():
 
 
 def test_a_crafted_model_goes_to_the_victim_alone():
-    model, attack = MLP(SHAPE, CLASSES, hidden=(16,)), ModelInconsistency(bias="hidden.0.bias")
+    model, attack = MLP(SHAPE, CLASSES, hidden=(16,)), ModelInconsistency(biases=["hidden.0.bias"])
     honest = {name: value[None] for name, value in initial_parameters(model, 0).items()}
     crafted = {name: value + 1 for name, value in honest.items()}
     sent = attack.broadcast(honest, CLIENTS, SEAT, crafted)
@@ -80,8 +82,22 @@ def test_a_crafted_model_goes_to_the_victim_alone():
             assert torch.equal(value[:, seat], dead)
 
 
+def test_a_layer_that_goes_round_the_dead_one_is_killed_with_it():
+    imprint = Imprint(bins=32, sparse=True, gain=4.0)
+    model = imprint.model(MLP(SHAPE, CLASSES, hidden=(16,)), SHAPE, CLASSES)
+    attack = ModelInconsistency(biases=["inner.hidden.0.bias", BIAS], above=["inner.head.bias"])
+    start = initial_parameters(model, 0)
+    rule = ruler(projection(SHAPE, 0), 32, Normal(0.0, 0.5).icdf)
+    honest, crafted = ({n: v[None] for n, v in one.items()} for one in (start, imprint.plant(start, rule)))
+    updates, _ = round_of(model, attack.broadcast(honest, CLIENTS, SEAT, crafted))
+    for name, value in updates.items():
+        others = value[torch.arange(CLIENTS) != SEAT]
+        assert value[SEAT].any()
+        assert others.any() == (name == "inner.head.bias")
+
+
 def test_the_victim_s_weight_in_the_sum_is_taken_out():
-    attack = ModelInconsistency(bias="b", above=())
+    attack = ModelInconsistency(biases=["b"], above=())
     sent = attack.broadcast({"b": torch.ones(1, 3)}, 2, 0)
     seen = observation(
         MaliciousServer, sums={0: {"b": torch.tensor([[0.5, 1.0, 2.0]])}}, cohorts={0: torch.arange(2)[None]},
@@ -92,7 +108,7 @@ def test_the_victim_s_weight_in_the_sum_is_taken_out():
 
 
 def test_a_sum_to_which_a_living_model_contributed_is_refused():
-    attack = ModelInconsistency(bias="b")
+    attack = ModelInconsistency(biases=["b"])
     sent = attack.broadcast({"b": torch.ones(1, 3)}, 3, 0)
     sent["b"][:, 1] = 1.0
     seen = observation(
@@ -103,10 +119,10 @@ def test_a_sum_to_which_a_living_model_contributed_is_refused():
 
 
 def test_refusals_say_what_to_change():
-    attack = ModelInconsistency(bias="hidden.7.bias")
-    with pytest.raises(InputError, match=r"no hidden\.7\.bias; name the bias of its last hidden layer"):
+    attack = ModelInconsistency(biases=["hidden.7.bias"])
+    with pytest.raises(InputError, match=r"no hidden\.7\.bias; name its last hidden layer's bias"):
         attack.broadcast({"b": torch.ones(1, 3)}, 2, 0)
     with pytest.raises(InputError, match="needs the view malicious_server; it was given secure_server"):
         attack.run(observation(SecureServer), InconsistencyKnowledge(seat=0))  # type: ignore[arg-type]
     with pytest.raises(InputError, match=r"attack\.margin"):
-        ModelInconsistency(bias="b", margin=0.0)
+        ModelInconsistency(biases=["b"], margin=0.0)
