@@ -1,9 +1,8 @@
 """A fully connected first layer gives its input away: x = ∂W/∂b (Phong et al. 2018; Geiping et al. 2020, section 3).
 
 Unit i of the layer has the gradients ∂W_i = δ_i·x and ∂b_i = δ_i of one example, so any unit that took part says what
-x is, and all of them together say it by least squares, x = Σ_i ∂b_i·∂W_i / Σ_i ∂b_i². That evens out noise over the
-units, and where noise is all that there is it answers with an input of 0. Several examples come out as a mean of
-theirs.
+x is, and all of them together say it by least squares, x = Σ_i ∂b_i·∂W_i / Σ_i ∂b_i², which evens noise out over the
+units. Several examples come out as a mean of theirs.
 """
 
 from __future__ import annotations
@@ -25,7 +24,8 @@ Shape = tuple[int, int, int]
 class LayerKnowledge:
     """What the attacker knows of the model: its first layer's variables, the picture's shape, and what pixels become.
 
-    A pixel enters the layer as `scale`·pixel + `shift`; the models of `fl_core.architectures` take 2·pixel − 1.
+    A pixel enters the layer as `scale`·pixel + `shift`; the models of `fl_core.architectures` take 2·pixel − 1. `error`
+    is the standard deviation that rounding to a grid and noise leave in a coordinate of the update.
     """
 
     weight: str
@@ -33,21 +33,28 @@ class LayerKnowledge:
     shape: Shape
     scale: float = 2.0
     shift: float = -1.0
+    error: float = 0.0
 
 
-def layer_input(update: Tree, knowledge: LayerKnowledge) -> Tensor:
-    """The pictures [lanes, channels, height, width] behind updates [lanes, ...], by least squares over the units.
+def layer_input(update: Tree, knowledge: LayerKnowledge) -> tuple[Tensor, Tensor]:
+    """The pictures [lanes, channels, height, width] behind updates [lanes, ...], and the deviation of a pixel [lanes].
 
-    Not cut to [0, 1]; a step's sign and length cancel. Raises InputError for an update whose first layer did not move.
+    By least squares over the units, not cut to [0, 1]; a step's sign and length cancel. What an `error` adds to Σ ∂b²
+    is taken off; where nothing is left, the deviation is inf and the picture means nothing. Raises InputError for an
+    update whose first layer did not move.
     """
     weight, bias = update[knowledge.weight], update[knowledge.bias]
     largest = bias.abs().amax(1, keepdim=True)
     if not (torch.isfinite(weight).all() and torch.isfinite(largest).all() and (largest > 0).all()):
         raise InputError(f"{knowledge.bias} did not move, or is not finite; there is nothing to divide by")
     share = bias / largest  # so that no square underflows
-    entered = torch.einsum("lu,lup->lp", share, weight) / (largest * share.square().sum(1, keepdim=True))
+    whole = share.square().sum(1, keepdim=True)
+    signal = whole - bias.shape[1] * (knowledge.error / largest) ** 2
+    seen = signal > 0
+    entered = torch.einsum("lu,lup->lp", share, weight) / largest / torch.where(seen, signal, whole)
     pictures: Tensor = ((entered - knowledge.shift) / knowledge.scale).unflatten(1, knowledge.shape)
-    return pictures
+    deviation = knowledge.error / knowledge.scale * whole.sqrt() / (largest * signal)
+    return pictures, torch.where(seen, deviation, torch.inf)[:, 0]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,12 +69,12 @@ class FullyConnected:
     letter: ClassVar[str] = "B"
 
     def run(self, observation: Server, knowledge: LayerKnowledge, *, round: int = 0) -> Tensor:
-        """The pictures [replicas, cohort, channels, height, width] of the clients of `round`."""
+        """The pictures [replicas, cohort, channels, height, width] of the clients of `round`, as `layer_input` does."""
         require_view(self.name, observation, Server)
         if round not in observation.updates:
             raise InputError(f"round {round} was not recorded; recorded: {sorted(observation.updates)}")
         updates = observation.updates[round]
         replicas = len(updates[knowledge.bias])
-        found = layer_input({name: value.flatten(0, 1) for name, value in updates.items()}, knowledge)
+        found, _ = layer_input({name: value.flatten(0, 1) for name, value in updates.items()}, knowledge)
         every: Tensor = found.unflatten(0, (replicas, -1))
         return every

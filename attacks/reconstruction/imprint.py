@@ -153,12 +153,14 @@ class Imprints:
     """A picture a bin, [replicas, bins, channels, height, width], not cut to [0, 1].
 
     `occupied` [replicas, bins] says in which bins the sum holds anything beyond its error; elsewhere a picture is 0.
-    `single` says which of these the server takes for one picture: the pixels lie in [0, 1] and measure what their bin
-    does, but for their own error. Several pictures in a bin come out as a mean with weights g, which may pass, too.
+    `deviation` is that of a pixel as the sum's error has it, inf where there is no picture. `single` says which of them
+    the server takes for one picture: the pixels lie in [0, 1] and measure what their bin does, but for their own error.
+    Several pictures in a bin come out as a mean with weights g, which may pass, too.
     """
 
     pictures: Tensor
     occupied: Tensor
+    deviation: Tensor
     single: Tensor
 
 
@@ -224,12 +226,16 @@ class Imprint:
             error = 2**0.5 * error
         occupied = bias.abs() > 4 * error
         found = torch.where(occupied[..., None], weight / torch.where(occupied, bias, 1)[..., None], 0)
-        slack = 4 * error / bias.abs()
+        deviation = torch.where(occupied, error / bias.abs(), torch.inf)
+        slack = 4 * deviation
         inside = ((found > -slack[..., None]) & (found < 1 + slack[..., None])).all(-1)
         edges = knowledge.ruler.edges.to(found)
         row = knowledge.ruler.row.to(found)
         measured, near = found @ row, slack * row.norm() + 1e-6 * (edges[-1] - edges[0])
         at_home = (measured > edges[:-1] - near) & (measured < edges[1:] + near)
         return Imprints(
-            pictures=found.unflatten(-1, knowledge.shape), occupied=occupied, single=occupied & inside & at_home
+            pictures=found.unflatten(-1, knowledge.shape),
+            occupied=occupied,
+            deviation=deviation,
+            single=occupied & inside & at_home,
         )

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 import torch
+from torch import Tensor
 
 from attacks.metrics import psnr
 from attacks.reconstruction.fully_connected import FullyConnected, LayerKnowledge, layer_input
 from attacks.reconstruction.labels import label_counts
+from attacks.reconstruction.prior import linear_prior
 from defenses.base import Defense
 from fl_core.algorithms.fedavg import FedAvg
 from fl_core.architectures import MLP
@@ -55,7 +59,7 @@ def test_the_quotient_of_a_gradient_is_the_input_to_the_last_digits_of_a_double(
     for image, label in zip(data.images.double(), data.labels, strict=True):
         leaves = {name: value.clone().requires_grad_() for name, value in start.items()}
         grads = torch.autograd.grad(losses(leaves, image[None], label[None]).sum(), list(leaves.values()))
-        found.append(layer_input({name: grad[None] for name, grad in zip(leaves, grads, strict=True)}, TOLD)[0])
+        found.append(layer_input({name: grad[None] for name, grad in zip(leaves, grads, strict=True)}, TOLD)[0][0])
     assert (torch.stack(found) - data.images.double()).abs().max() <= 1e-12
 
 
@@ -63,21 +67,60 @@ def test_several_examples_come_out_as_a_mean_of_theirs():
     pictures = torch.rand(2, *SHAPE, dtype=torch.float64)
     parts = torch.tensor([[3.0, 1.0], [0.5, 0.5]], dtype=torch.float64)  # each unit's gradient of each example
     weight = parts @ (2 * pictures.flatten(1) - 1)
-    found = layer_input({TOLD.weight: weight[None], TOLD.bias: parts.sum(1)[None]}, TOLD)
+    found, deviation = layer_input({TOLD.weight: weight[None], TOLD.bias: parts.sum(1)[None]}, TOLD)
+    assert deviation.item() == 0
     first = (4 * 3 + 1 * 0.5) / (4 * 4 + 1)
     torch.testing.assert_close(found[0], first * pictures[0] + (1 - first) * pictures[1])
 
 
-def test_least_squares_over_the_units_evens_noise_out():
-    draw = torch.Generator().manual_seed(0)
+def noisy(error: float, draw: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
+    """A picture, its recovery from 400 units with that error in each coordinate, and what that says of its own."""
     parts = torch.randn(400, generator=draw, dtype=torch.float64)
-    noise = 0.3 * torch.randn(400, 64, generator=draw, dtype=torch.float64)
     picture = torch.rand(1, *SHAPE, generator=draw, dtype=torch.float64)
-    weight = parts[:, None] * (2 * picture.flatten(1) - 1) + noise
-    found = layer_input({TOLD.weight: weight[None], TOLD.bias: parts[None]}, TOLD)
-    # Per pixel 0.3 / 2 / |∂b|: 400 units against the largest one, whose square is about 9.
-    expected = (0.15**2 / parts.square().sum()).item()
-    assert (found - picture).square().mean().item() == pytest.approx(expected, rel=0.6)  # 64 pixels: 3.4 deviations
+    weight = parts[:, None] * (2 * picture.flatten(1) - 1)
+    weight = weight + error * torch.randn(400, 64, generator=draw, dtype=torch.float64)
+    bias = parts + error * torch.randn(400, generator=draw, dtype=torch.float64)
+    told = dataclasses.replace(TOLD, error=error)
+    found, deviation = layer_input({TOLD.weight: weight[None], TOLD.bias: bias[None]}, told)
+    return picture, found, deviation
+
+
+@pytest.mark.parametrize("error", [0.01, 0.3, 1.0])
+def test_least_squares_tells_its_own_error(error: float):
+    # A pixel is off by error/(2·√400), and a little more where ∂b is off, too; the mean of 30 pictures.
+    draw = torch.Generator().manual_seed(0)
+    trials = [noisy(error, draw) for _ in range(30)]
+    squares = torch.stack([(found - picture).square().mean() for picture, found, _ in trials]).mean()
+    told = torch.cat([deviation for *_, deviation in trials]).square().mean()
+    if error < 1:  # as large as the units' own gradients, it is in every product
+        assert squares.item() == pytest.approx((error / 2) ** 2 / 400, rel=0.6)
+    assert squares.item() == pytest.approx(told.item(), rel=0.5)
+
+
+def test_where_noise_is_all_that_there_is_the_error_says_so():
+    draw = torch.Generator().manual_seed(1)
+    told = dataclasses.replace(TOLD, error=1.0)
+    noise = {TOLD.weight: torch.randn(50, 400, 64, generator=draw), TOLD.bias: torch.randn(50, 400, generator=draw)}
+    _, deviation = layer_input(noise, told)
+    # Half of the sums of squares come out below what noise alone has on average; the others hardly above it.
+    assert 10 < torch.isinf(deviation).sum() < 40
+    assert deviation.min() > 0.02
+
+
+def test_public_pictures_even_noise_out_and_no_noise_is_worse_than_their_mean():
+    pool, public = digits(test_fraction=0.5)
+    prior = linear_prior(public.images)
+    truth, mean = pool.images[:100], prior.mean.view(1, *SHAPE).float()
+    blind = (truth - mean).square().mean()
+    assert torch.equal(prior.estimate(truth, torch.zeros(100)), truth)
+    for deviation in (0.05, 0.3, 3.0):
+        seen = truth + deviation * torch.randn(truth.shape, generator=torch.Generator().manual_seed(2))
+        error = (prior.estimate(seen, torch.full((100,), deviation)) - truth).square().mean()
+        assert error < min(0.8 * deviation**2, 1.02 * blind)
+    lost = prior.estimate(torch.full((1, *SHAPE), 1e9), torch.tensor([torch.inf]))
+    torch.testing.assert_close(lost, mean)
+    with pytest.raises(InputError, match="at least two public pictures"):
+        linear_prior(public.images[:1])
 
 
 def test_an_update_that_did_not_move_and_a_view_without_updates_are_refused():
