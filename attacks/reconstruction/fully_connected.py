@@ -40,8 +40,8 @@ def layer_input(update: Tree, knowledge: LayerKnowledge) -> tuple[Tensor, Tensor
     """The pictures [lanes, channels, height, width] behind updates [lanes, ...], and the deviation of a pixel [lanes].
 
     By least squares over the units, not cut to [0, 1]; a step's sign and length cancel. What an `error` adds to Σ ∂b²
-    is taken off; where nothing is left, the deviation is inf and the picture means nothing. Raises InputError for an
-    update whose first layer did not move.
+    is taken off; where less is left than two deviations of that, the deviation is inf and the picture means nothing.
+    Raises InputError for an update whose first layer did not move.
     """
     weight, bias = update[knowledge.weight], update[knowledge.bias]
     largest = bias.abs().amax(1, keepdim=True)
@@ -49,8 +49,9 @@ def layer_input(update: Tree, knowledge: LayerKnowledge) -> tuple[Tensor, Tensor
         raise InputError(f"{knowledge.bias} did not move, or is not finite; there is nothing to divide by")
     share = bias / largest  # so that no square underflows
     whole = share.square().sum(1, keepdim=True)
-    signal = whole - bias.shape[1] * (knowledge.error / largest) ** 2
-    seen = signal > 0
+    square, units = (knowledge.error / largest) ** 2, bias.shape[1]
+    signal = whole - units * square
+    seen = signal > 2 * (2 * units) ** 0.5 * square
     entered = torch.einsum("lu,lup->lp", share, weight) / largest / torch.where(seen, signal, whole)
     pictures: Tensor = ((entered - knowledge.shift) / knowledge.scale).unflatten(1, knowledge.shape)
     deviation = knowledge.error / knowledge.scale * whole.sqrt() / (largest * signal)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
 from functools import cached_property
 from typing import Any
 
@@ -11,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from attacks.metrics import Interval, Pictures, clopper_pearson, mean_interval, psnr
+from attacks.metrics import Interval, clopper_pearson, mean_interval, psnr
 from defenses.clipping import clip_factors
 from defenses.discrete_gaussian import (
     BETA,
@@ -24,22 +25,40 @@ from defenses.discrete_gaussian import (
 from defenses.discrete_gaussian import (
     plan as noise_plan,
 )
+from defenses.secagg.keys import Context
+from defenses.secagg.masks import Words, word_type
+from defenses.secagg.parameters import Parameters, Stage
+from defenses.secagg.protocol import aggregate, seeded
 from experiments.scoring import EXACT_DB
+from experiments.studies.base import Values
 from fl_core.data import ImageSet
 from fl_core.lanes import descend
 from fl_core.models import ClassificationLosses
 from fl_core.optimizers import SGD, Tree
 from fl_core.sampling import ExampleFeed
-from fl_core.seeds import Generators, seed
+from fl_core.seeds import Generators, generator, seed
+from fl_core.views import MaliciousServer
 
-RECOGNISED_DB = 25.0
-"""A picture recovered at this many dB or more is taken for the true one, by eye and by any search among pictures."""
+RECOGNISED_DB = 20.0
+"""A picture recovered at this many dB or more shows the true one to the eye, and to any search among pictures."""
+
+Array = np.ndarray[Any, np.dtype[np.float64]]
 
 
 # The cohort
 
 
-def updates_of(model: nn.Module, sent: Tree, data: ImageSet, plan: Sequence[Sequence[Tensor]], lr: float) -> Tree:
+def drawn(data: ImageSet, count: int, run: int, trial: int) -> Tensor:
+    """`count` different rows of `data` at random; one trial's do not depend on the others."""
+    return torch.randperm(len(data), generator=generator(run, "cohort", trial))[:count]
+
+
+def to_all(model: Tree, clients: int) -> Tree:
+    """One model [...] sent to every client [clients, ...]."""
+    return {name: value.expand(clients, *value.shape) for name, value in model.items()}
+
+
+def updates_of(model: nn.Module, sent: Tree, data: ImageSet, plan: Sequence[Sequence[Tensor]], lr: float = 1.0) -> Tree:
     """The updates [clients, ...] of plain local descent from `sent` [clients, ...] on the batches `plan[client][step]`.
 
     This is the engine's own training loop, with rows of `data` for batches.
@@ -49,13 +68,8 @@ def updates_of(model: nn.Module, sent: Tree, data: ImageSet, plan: Sequence[Sequ
     return {name: trained[name] - sent[name] for name in sent}
 
 
-def to_all(model: Tree, clients: int) -> Tree:
-    """One model [...] sent to every client [clients, ...]."""
-    return {name: value.expand(clients, *value.shape) for name, value in model.items()}
-
-
 def flat(tree: Tree) -> Tensor:
-    """[clients, d] of a tree [clients, ...], in its order."""
+    """[clients, d] of a tree [clients, ...], in its order; `defenses.noise.cut` undoes it."""
     return torch.cat([value.flatten(1) for value in tree.values()], 1)
 
 
@@ -110,64 +124,85 @@ class Channel:
         """Signed grid steps [...] in the unit of the vectors, float64."""
         return steps.double() * self.step
 
-    def error(self, clients: int) -> float:
-        """The deviation of a coordinate of the sum of so many that is rounding and noise, at most."""
+    def error(self, shares: int, rounded: int | None = None) -> float:
+        """The deviation that rounding and noise make in a coordinate of the sum of `shares` vectors, at most.
+
+        Of these `rounded` were rounded (None: all); a vector of zeros lies on the grid, and still gets its noise.
+        """
         noise = self.grid.sigma if self.grid else 0.0
-        return self.step * (clients * (0.25 + noise**2)) ** 0.5
+        return self.step * math.sqrt((shares if rounded is None else rounded) / 4 + shares * noise**2)
 
     def epsilon(self, shares: int, delta: float) -> float | None:
         """What one round guarantees a client where `shares` shares of the noise are in what is seen; None: nothing."""
         return epsilon_concentrated(self.grid.rho_with(shares), delta) if self.grid else None
 
 
-def words(steps: Tensor, bits: int) -> np.ndarray[Any, Any]:
-    """Signed whole numbers modulo 2^bits, as the masking protocol takes them."""
-    residues = (steps & ((1 << bits) - 1)).numpy()
-    return residues.astype(np.uint32 if bits <= 32 else np.uint64)
+def words(steps: Tensor, bits: int) -> list[Words]:
+    """Signed whole numbers [clients, d] modulo 2^bits, as the masking protocol takes them."""
+    return list((steps & ((1 << bits) - 1)).numpy().astype(word_type(bits)))
 
 
-def signed(residues: np.ndarray[Any, Any], bits: int) -> Tensor:
-    """The whole numbers in [−2^(bits−1), 2^(bits−1)) that `residues` modulo 2^bits stand for, int64."""
+def signed(residues: Words, bits: int) -> Tensor:
+    """The whole numbers in [−2^(bits−1), 2^(bits−1)) that words modulo 2^bits stand for, int64."""
     half = 1 << (bits - 1)
-    whole = torch.from_numpy(residues.astype(np.int64))
-    return ((whole + half) & ((1 << bits) - 1)) - half
+    return ((torch.from_numpy(residues.astype(np.int64)) + half) & ((1 << bits) - 1)) - half
 
 
-def clipped(vectors: Tensor, norm: float) -> Tensor:
+def clipped(vectors: Tensor, norm: float = 1.0) -> Tensor:
     """`vectors` [clients, d], none longer than `norm`."""
     return vectors * clip_factors(torch.linalg.vector_norm(vectors, dim=1), norm)[:, None]
+
+
+def masked_sum(
+    steps: Tensor,
+    parameters: Parameters,
+    contexts: Context | Sequence[Context],
+    run: int,
+    trial: int,
+    drops: Mapping[int, Stage] | None = None,
+) -> Tensor:
+    """The masking protocol's sum [d], int64, of signed grid steps [clients, d]. Raises Aborted as `aggregate` does."""
+    secret = seed(run, "masking", trial).to_bytes(32, "little")
+    vectors = words(steps, parameters.bits)
+    done = aggregate(
+        vectors, parameters=parameters, contexts=contexts, random=seeded(secret), drops=drops, keep_masked=False
+    )
+    return signed(done.total, parameters.bits)
+
+
+def seen_by_server(total: Tree, sent: Tree) -> MaliciousServer:
+    """What a malicious server saw of round 0: the sum [1, ...], and what it had sent out [1, clients, ...]."""
+    clients = next(iter(sent.values())).shape[1]
+    blank: dict[str, Any] = {field.name: {} for field in fields(MaliciousServer)}
+    shown = {"sums": {0: total}, "sent": {0: sent}, "cohorts": {0: torch.arange(clients)[None]}}
+    return MaliciousServer(**(blank | shown))
 
 
 # Rows
 
 
-def row(interval: Interval | None, **about: Any) -> dict[str, Any]:
-    """A measured number with its 95% interval; None where there is no number to give, and `note` says why."""
+def row(interval: Interval | None, **about: Any) -> Values:
+    """A measured number with its 95% interval; None where there is no number to give, and a `note` says why."""
     value, low, high = (None, None, None) if interval is None else (interval.value, interval.low, interval.high)
     return {**about, "value": value, "low": low, "high": high}
 
 
-def decibels(recovered: Pictures, truth: Pictures) -> np.ndarray[Any, Any]:
-    """PSNR of each picture [pictures], at most EXACT_DB, which says exact; pixels are cut to [0, 1] first."""
-    if isinstance(recovered, torch.Tensor):
-        recovered = recovered.clamp(0, 1)
-    return np.minimum(psnr(recovered, truth), EXACT_DB)
+def decibels(recovered: Tensor, truth: Tensor) -> Array:
+    """PSNR [pictures], of pixels cut to [0, 1], at most EXACT_DB, which says exact."""
+    return np.minimum(psnr(recovered.clamp(0, 1), truth), EXACT_DB)
 
 
-def picture_rows(found: np.ndarray[Any, Any], **about: Any) -> list[dict[str, Any]]:
-    """The mean PSNR of independent victims, and how many pictures are recognised and how many exact."""
+def picture_rows(found: Array, **about: Any) -> list[Values]:
+    """The mean PSNR of independent victims' pictures, and the shares that are recognised and that are exact."""
     rows = [row(mean_interval(found), metric="psnr", **about)]
     for metric, least in (("recognised", RECOGNISED_DB), ("exact", EXACT_DB)):
         rows.append(row(clopper_pearson(int((found >= least).sum()), len(found)), metric=metric, **about))
     return rows
 
 
-def blind_rows(truth: Tensor, public: Tensor, **about: Any) -> list[dict[str, Any]]:
-    """What needs no server at all: the public pictures' mean, and the one of them that is nearest to the truth."""
+def blind_guesses(truth: Tensor, public: Tensor) -> dict[str, Tensor]:
+    """What needs no server at all: the public pictures' mean, and of them the nearest to the truth (picked by it)."""
     mean = public.mean(0, keepdim=True).expand_as(truth)
-    squares = truth.flatten(1).square().sum(1)[:, None] + public.flatten(1).square().sum(1)[None]
-    nearest = (squares - 2 * truth.flatten(1) @ public.flatten(1).T).argmin(1)
-    return [
-        row(mean_interval(decibels(guess, truth)), metric="psnr", server=name, **about)
-        for name, guess in (("blind: mean image", mean), ("blind: nearest public image", public[nearest]))
-    ]
+    flat_truth, flat_public = truth.flatten(1).double(), public.flatten(1).double()
+    squares = flat_public.square().sum(1) - 2 * flat_truth @ flat_public.T
+    return {"mean image": mean, "nearest public image": public[squares.argmin(1)]}

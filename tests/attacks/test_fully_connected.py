@@ -100,11 +100,10 @@ def test_least_squares_tells_its_own_error(error: float):
 def test_where_noise_is_all_that_there_is_the_error_says_so():
     draw = torch.Generator().manual_seed(1)
     told = dataclasses.replace(TOLD, error=1.0)
-    noise = {TOLD.weight: torch.randn(50, 400, 64, generator=draw), TOLD.bias: torch.randn(50, 400, generator=draw)}
+    noise = {TOLD.weight: torch.randn(100, 50, 64, generator=draw), TOLD.bias: torch.randn(100, 50, generator=draw)}
     _, deviation = layer_input(noise, told)
-    # Half of the sums of squares come out below what noise alone has on average; the others hardly above it.
-    assert 10 < torch.isinf(deviation).sum() < 40
-    assert deviation.min() > 0.02
+    # 3% of sums of squares are two deviations above their mean; 12 of 100 would be five deviations of that too many.
+    assert torch.isfinite(deviation).sum() < 12
 
 
 def test_public_pictures_even_noise_out_and_no_noise_is_worse_than_their_mean():
