@@ -8,8 +8,6 @@ from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-from matplotlib.gridspec import SubplotSpec
 
 from experiments.studies.base import Values
 
@@ -28,29 +26,24 @@ def line(
     axes.plot(at, value, color=color, linestyle=linestyle, linewidth=1)
 
 
-def pictures(
-    figure: Figure, place: SubplotSpec, columns: Sequence[tuple[str, Sequence[Any] | None]], title: str
-) -> None:
-    """Columns of small pictures under their headings, empty where there are none, and a panel's title above all."""
-    around = figure.add_subplot(place)
-    around.set_axis_off()
-    around.set_title(title, loc="left", pad=18)
+def pictures(axes: Axes, columns: Sequence[tuple[str, Sequence[Any] | None]]) -> None:
+    """Columns of small pictures [channels, height, width] under their headings; grey where there are none."""
     most = max(len(shown) for _, shown in columns if shown is not None)
-    grid = place.subgridspec(most, len(columns), wspace=0.06, hspace=0.06)
+    channels, height, width = np.shape(next(shown for _, shown in columns if shown)[0])
+    gap = max(1, height // 14)
+    sheet = np.ones((most * (height + gap) - gap, len(columns) * (width + gap) - gap, 3))
     for column, (heading, shown) in enumerate(columns):
+        left = column * (width + gap)
         for line_number in range(most):
-            axes = figure.add_subplot(grid[line_number, column])
-            axes.set(xticks=[], yticks=[], box_aspect=1)
-            for side in axes.spines.values():
-                side.set(visible=True, linewidth=0.4, color="0.6")
-            if shown is None:
-                axes.set_facecolor("0.93")
-            elif line_number < len(shown):
-                pixels = np.asarray(shown[line_number], dtype=float)
-                pixels = pixels[0] if len(pixels) == 1 else pixels.transpose(1, 2, 0)
-                axes.imshow(pixels.clip(0, 1), cmap="gray", vmin=0, vmax=1, interpolation="nearest")
-            if line_number == 0:
-                axes.set_title(heading, fontsize=5.5, fontweight="normal", pad=2)
+            pixels = np.full((channels, height, width), 0.9)
+            if shown is not None and line_number < len(shown):
+                pixels = np.asarray(shown[line_number], dtype=float).clip(0, 1)
+            top = line_number * (height + gap)
+            sheet[top : top + height, left : left + width] = pixels.transpose(1, 2, 0)
+        axes.text(left + width / 2, -gap, heading, ha="center", va="bottom", fontsize=5.5, linespacing=1.1)
+    axes.imshow(sheet, interpolation="nearest")
+    axes.set_axis_off()
+    axes.set_anchor("N")
 
 
 def number(value: float | None, digits: int = 3) -> str:

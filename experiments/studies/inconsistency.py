@@ -55,7 +55,7 @@ SERVERS = (EACH, ONE, TWO)
 HASHED = "sum, two models, hashed"
 VARIANTS = ("honest-but-curious", "malicious")
 NO_HASH = bytes(32)
-SHOWN = 3  # victims in the figure
+SHOWN = 5  # victims in the figure
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -66,7 +66,7 @@ def draw(study: Inconsistency, records: Sequence[Values], title: str) -> Figure:
         label.axhline(1 / records[0].get("classes", 10), color=GREY, linestyle=":", linewidth=1)
         label.set_ylim(-0.02, 1.05)
         figure.legend(*noise.get_legend_handles_labels(), loc="outside lower center", ncols=3)
-        _examples(figure, places[1, 2], records)
+        _examples(figure.add_subplot(places[1, 2]), records)
         figure.suptitle(title)
     return figure
 
@@ -93,7 +93,9 @@ def _batches(study: Inconsistency, axes: Axes, records: Sequence[Values]) -> Non
     _servers(axes, rows(records, part="batches"), "clients")
     dense = np.geomspace(min(study.batch_clients), max(study.batch_clients), 50)
     alone = 1 - 1 / study.bins
-    closed = axes.plot(dense, alone ** (dense * study.batch - 1), label=f"$(1-1/{study.bins})^{{n-1}}$", **THEORY)
+    closed = axes.plot(
+        dense, alone ** (dense * study.batch - 1), label=f"$(1-1/{study.bins})^{{n-1}}$, n pictures", **THEORY
+    )
     axes.axhline(alone ** (study.batch - 1), **THEORY)
     _against_clients(axes, study.batch_clients, "share recovered", f"c  The victim's {study.batch}, imprint layer")
     axes.set_ylim(-0.02, 1.05)
@@ -114,24 +116,20 @@ def _noise(axes: Axes, records: Sequence[Values], metric: str, words: str, headi
     axes.minorticks_off()
 
 
-def _examples(figure: Figure, place: Any, records: Sequence[Values]) -> None:
-    """Three victims: what is true, and what each server has, without noise and with a little."""
+def _examples(axes: Axes, records: Sequence[Values]) -> None:
+    """Some victims: what is true, and what each server has, without noise and with a little."""
     noisy = [one for one in records if one["part"] == "noise"]
     plain = [one for one in records if one["part"] == "pictures" and noisy and one["clients"] == noisy[0]["clients"]]
-    heading = "f  Three victims"
     first = (plain or [one for one in records if one["part"] == "pictures"])[0]["pictures"]
-    columns = [
-        ("\ntrue", first["truth"]),
-        ("one\nmodel", first[ONE]),
-        ("two\nmodels", first[TWO]),
-        ("two,\nhash", None),
-    ]
+    columns = [("true", first["truth"]), ("one\nmodel", first[ONE]), ("two\nmodels", first[TWO])]
+    columns.append(("two,\nhash", None))
+    heading = "f  Victims"
     if noisy:
         middle = min(noisy, key=lambda one: abs(np.log10(one["noise_multiplier"]) + 2))
         columns += [("each,\nnoise", middle["pictures"][EACH]), ("two,\nnoise", middle["pictures"][TWO])]
-        words = number(rows([middle], metric="epsilon", server=TWO)[0]["value"], 2)
-        heading += f"; noise: ε = {words}"
-    pictures(figure, place, columns, heading)
+        heading += f"; noise for ε = {number(rows([middle], metric='epsilon', server=TWO)[0]['value'], 2)}"
+    pictures(axes, columns)
+    axes.set_title(heading, loc="left", pad=16)
 
 
 def table(study: Inconsistency, records: Sequence[Values]) -> str:
