@@ -211,7 +211,7 @@ class Inconsistency(Study):
     def _batches(self, clients: int, setting: Setting) -> list[Values]:
         """The share of the victim's pictures that an imprint layer gives away, sent to all and sent to it alone."""
         pool, shape = setting.pool, setting.pool.shape
-        imprint = Imprint(bins=self.bins, sparse=True, gain=8.0)
+        imprint = Imprint(bins=self.bins, kind="sparse", gain=8.0)
         model = imprint.model(MLP(shape, len(pool.classes), hidden=(self.hidden,)), shape, len(pool.classes))
         start = initial_parameters(model, seed(setting.seed, "model"))
         measure = projection(shape, setting.seed)
@@ -238,7 +238,7 @@ class Inconsistency(Study):
                 total = masked_sum(steps, parameters, parameters.context(trial, NO_HASH), setting.seed, trial)
                 seen = seen_by_server(cut(channel.decode(total)[None], updates), sent)
                 mine = pool.images[held[seat]]
-                found = imprint.run(seen, told).pictures[0, rule.bin_of(mine)]
+                found = imprint.run(seen, told).pictures[0, rule.fires(mine).long().argmax(1)]
                 shares[way].append(float((decibels(found, mine) >= RECOGNISED_DB).mean()))
         return [
             row(mean_interval(torch.tensor(each).double().numpy()), metric="recovered", server=way)

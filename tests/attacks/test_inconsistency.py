@@ -83,7 +83,7 @@ def test_a_crafted_model_goes_to_the_victim_alone():
 
 
 def test_a_layer_that_goes_round_the_dead_one_is_killed_with_it():
-    imprint = Imprint(bins=32, sparse=True, gain=4.0)
+    imprint = Imprint(bins=32, kind="sparse", gain=4.0)
     model = imprint.model(MLP(SHAPE, CLASSES, hidden=(16,)), SHAPE, CLASSES)
     attack = ModelInconsistency(biases=["inner.hidden.0.bias", BIAS], above=["inner.head.bias"])
     start = initial_parameters(model, 0)
