@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.patches import Rectangle
 
 from experiments.studies.base import Values
 
@@ -46,6 +47,32 @@ def pictures(axes: Axes, columns: Sequence[tuple[str, Sequence[Any] | None]]) ->
     axes.set_anchor("N")
 
 
+LEAKS, HOLDS = "#F6D5C3", "#D5EBDF"
+
+
+def cells(
+    axes: Axes, heads: Sequence[str], widths: Sequence[float], lines: Sequence[Sequence[tuple[str, bool | None]]]
+) -> None:
+    """A table in a figure. A cell's second entry says whether it leaks, or holds, which its colour tells; None: plain.
+
+    `widths` are shares of the axes and add up to 1.
+    """
+    left = np.concatenate([[0.0], np.cumsum(widths)])
+    height = 1 / (len(lines) + 1)
+    for column, head in enumerate(heads):
+        axes.text(left[column] + 0.01, 1 - height / 2, head, fontweight="bold", va="center", fontsize=6.5)
+    for number_, line_ in enumerate(lines, start=1):
+        bottom = 1 - (number_ + 1) * height
+        for column, (text, leaks) in enumerate(line_):
+            if leaks is not None:
+                color = LEAKS if leaks else HOLDS
+                size = widths[column] - 0.01, 0.92 * height
+                axes.add_patch(Rectangle((left[column], bottom), *size, color=color, linewidth=0))
+            axes.text(left[column] + 0.01, bottom + 0.46 * height, text, va="center", fontsize=6.2)
+    axes.set(xlim=(0, 1), ylim=(0, 1))
+    axes.set_axis_off()
+
+
 def number(value: float | None, digits: int = 3) -> str:
     """A number for a table; a dash where there is none."""
     if value is None:
@@ -53,7 +80,7 @@ def number(value: float | None, digits: int = 3) -> str:
     if value and not 1e-3 <= abs(value) < 1e5:
         exponent = math.floor(math.log10(abs(value)))
         return f"{value / 10**exponent:.1f}·10^{exponent}"
-    return f"{value:.{digits}g}" if abs(value) < 1000 else f"{value:,.0f}"
+    return f"{value:.{digits}g}" if abs(value) < 100 else f"{value:,.0f}"
 
 
 def entry(one: Values | None, digits: int = 3) -> str:

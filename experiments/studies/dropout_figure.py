@@ -9,12 +9,11 @@ import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.patches import Rectangle
 
 from experiments.figures import BLUE, GREEN, GREY, ORANGE, STYLE
 from experiments.scoring import EXACT_DB
 from experiments.studies.base import Values, rows
-from experiments.studies.drawing import entry, line, markdown, number, pictures
+from experiments.studies.drawing import cells, entry, line, markdown, number, pictures
 from experiments.studies.tampering import RECOGNISED_DB
 
 if TYPE_CHECKING:
@@ -34,7 +33,6 @@ FLAT: dict[str, dict[str, Any]] = {
     "mean image": {"color": GREY, "linestyle": ":"},
     "nearest public image": {"color": GREY, "linestyle": "-."},
 }
-LEAKS, HOLDS = "#F6D5C3", "#D5EBDF"
 
 
 def _words(study: Dropout) -> dict[str, str]:
@@ -104,31 +102,16 @@ def _variants(study: Dropout) -> list[Variant]:
 
 def _protocols(study: Dropout, axes: Axes, records: Sequence[Values]) -> None:
     """For each protocol: the smallest sum that the server has got, and what two stories about the victim gave it."""
-    heads = ["threshold", "smallest sum", "two stories"]
-    widths = [0.25, 0.2, 0.55]
-    edges = np.concatenate([[0], np.cumsum(widths)])
-    lines = []
+    lines: list[list[tuple[str, bool | None]]] = []
     for variant in _variants(study):
         fewest = _fewest(records, variant.name)
         told = next(iter(rows(records, part="stories", server=variant.name)), None)
         name = variant.name if variant.threshold == 1 else f"{variant.name}: {variant.threshold}"
         small = "—" if fewest is None else f"{fewest} of {study.clients}"
+        few = fewest is not None and fewest < study.planned
         story = "—" if told is None else _story(told)
-        lines.append(
-            [(name, None), (small, fewest is not None and fewest < study.planned), (story, told and told["value"] > 0)]
-        )
-    height = 1 / (len(lines) + 1)
-    for column, head in enumerate(heads):
-        axes.text(edges[column] + 0.01, 1 - height / 2, head, fontweight="bold", va="center")
-    for number_, cells in enumerate(lines, start=1):
-        for column, (text, leaks) in enumerate(cells):
-            corner = edges[column], 1 - (number_ + 1) * height
-            if leaks is not None:
-                color = LEAKS if leaks else HOLDS
-                axes.add_patch(Rectangle(corner, widths[column] - 0.01, 0.92 * height, color=color, linewidth=0))
-            axes.text(corner[0] + 0.01, corner[1] + 0.46 * height, text, va="center", fontsize=6.2)
-    axes.set(xlim=(0, 1), ylim=(0, 1))
-    axes.set_axis_off()
+        lines.append([(name, None), (small, few), (story, told is not None and told["value"] > 0)])
+    cells(axes, ["threshold", "smallest sum", "two stories about the victim"], [0.25, 0.2, 0.55], lines)
     axes.set_title("d  What the protocol lets the server have", loc="left")
 
 

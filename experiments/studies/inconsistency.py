@@ -30,7 +30,7 @@ from experiments.studies import inconsistency_figure
 from experiments.studies.base import Setting, Study, Values
 from experiments.studies.inconsistency_figure import EACH, ONE, TWO
 from experiments.studies.tampering import (
-    RECOGNISED_DB,
+    RECOVERED_DB,
     Channel,
     blind_guesses,
     clipped,
@@ -239,7 +239,7 @@ class Inconsistency(Study):
                 seen = seen_by_server(cut(channel.decode(total)[None], updates), sent)
                 mine = pool.images[held[seat]]
                 found = imprint.run(seen, told).pictures[0, rule.fires(mine).long().argmax(1)]
-                shares[way].append(float((decibels(found, mine) >= RECOGNISED_DB).mean()))
+                shares[way].append(float((decibels(found, mine) >= RECOVERED_DB).mean()))
         return [
             row(mean_interval(torch.tensor(each).double().numpy()), metric="recovered", server=way)
             for way, each in shares.items()

@@ -14,7 +14,7 @@ from experiments.figures import BLUE, GREEN, GREY, ORANGE, STYLE
 from experiments.scoring import EXACT_DB
 from experiments.studies.base import Values, rows
 from experiments.studies.drawing import entry, line, markdown, number, pictures
-from experiments.studies.tampering import RECOGNISED_DB
+from experiments.studies.tampering import RECOGNISED_DB, RECOVERED_DB
 
 if TYPE_CHECKING:
     from experiments.studies.inconsistency import Inconsistency
@@ -156,7 +156,7 @@ def table(study: Inconsistency, records: Sequence[Values]) -> str:
         "No client sends a masked vector in these rounds, so the server has nothing to take for a sum.",
         f"## {study.batch} pictures a client, an imprint layer of {study.bins} bins",
         markdown(
-            ["clients", "sent to", "share of the victim's pictures recovered", "closed form"],
+            ["clients", "sent to", f"share of the victim's pictures at {RECOVERED_DB:g} dB or more", "closed form"],
             [
                 [
                     str(one["clients"]),
