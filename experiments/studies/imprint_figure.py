@@ -156,8 +156,7 @@ def _examples(axes: Axes, records: Sequence[Values]) -> None:
     kept = [(f"{one['bits']}\nbits", one["pictures"]) for one in records if one["part"] == "bits"][:5]
     for one in [one for one in records if one["part"] == "noise"][1:7]:
         promised = rows([one], metric="epsilon", server=SUM, kind=SPARSE)[0]["value"]
-        exponent = int(np.floor(np.log10(promised)))
-        kept.append((f"ε =\n{promised / 10**exponent:.0f}e{exponent}", one["pictures"]))
+        kept.append((f"ε =\n{promised:.0e}".replace("e+0", "e"), one["pictures"]))
     columns = [("true", kept[0][1]["truth"]), *((heading, found["found"]) for heading, found in kept)]
     pictures(axes, columns)
     axes.set_title("g  Pictures alone in a sparse layer, from the sum", loc="left", pad=16)

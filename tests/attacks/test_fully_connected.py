@@ -10,7 +10,7 @@ from torch import Tensor
 
 from attacks.metrics import psnr
 from attacks.reconstruction.fully_connected import FullyConnected, LayerKnowledge, layer_input
-from attacks.reconstruction.labels import label_counts
+from attacks.reconstruction.labels import infer_label_from_weights, label_counts
 from attacks.reconstruction.prior import linear_prior
 from defenses.base import Defense
 from fl_core.algorithms.fedavg import FedAvg
@@ -148,3 +148,19 @@ def test_the_labels_of_a_whole_batch_are_counted_exactly(size: int):
         grads = dict(zip(leaves, torch.autograd.grad(loss, list(leaves.values())), strict=True))
         counts = label_counts({name: grad[None] for name, grad in grads.items()}, chances, size)
         assert torch.equal(counts[0].long(), torch.bincount(pool.labels[rows], minlength=CLASSES))
+
+
+@pytest.mark.parametrize(("activation", "least", "most"), [("relu", 1.0, 1.0), ("tanh", 0.3, 0.7)])
+def test_the_output_layer_s_weights_tell_the_label_where_no_unit_is_negative(
+    activation: str, least: float, most: float
+):
+    data, _ = digits(limit=200)
+    model = MLP(SHAPE, CLASSES, hidden=(32,), activation=activation)
+    start = {name: value.requires_grad_() for name, value in initial_parameters(model, 0).items()}
+    losses = ClassificationLosses(model)
+    gradients = [
+        torch.autograd.grad(losses(start, image[None], label[None]).sum(), start["head.weight"])[0]
+        for image, label in zip(data.images, data.labels, strict=True)
+    ]
+    found = infer_label_from_weights({"head.weight": torch.stack(gradients)}, "head.weight")
+    assert least <= (found == data.labels).double().mean() <= most
