@@ -150,17 +150,19 @@ def test_the_labels_of_a_whole_batch_are_counted_exactly(size: int):
         assert torch.equal(counts[0].long(), torch.bincount(pool.labels[rows], minlength=CLASSES))
 
 
-@pytest.mark.parametrize(("activation", "least", "most"), [("relu", 1.0, 1.0), ("tanh", 0.3, 0.7)])
+@pytest.mark.parametrize(("activation", "least", "most"), [("relu", 1.0, 1.0), ("tanh", 0.32, 0.68)])
 def test_the_output_layer_s_weights_tell_the_label_where_no_unit_is_negative(
     activation: str, least: float, most: float
 ):
+    # Each picture has a network of its own. Where units have both signs, their sum has either: a fair coin, of whose
+    # 200 throws five deviations are 0.18 of the share.
     data, _ = digits(limit=200)
     model = MLP(SHAPE, CLASSES, hidden=(32,), activation=activation)
-    start = {name: value.requires_grad_() for name, value in initial_parameters(model, 0).items()}
     losses = ClassificationLosses(model)
-    gradients = [
-        torch.autograd.grad(losses(start, image[None], label[None]).sum(), start["head.weight"])[0]
-        for image, label in zip(data.images, data.labels, strict=True)
-    ]
+    gradients = []
+    for one in range(len(data)):
+        start = {name: value.requires_grad_() for name, value in initial_parameters(model, one).items()}
+        loss = losses(start, data.images[[one]], data.labels[[one]]).sum()
+        gradients.append(torch.autograd.grad(loss, start["head.weight"])[0])
     found = infer_label_from_weights({"head.weight": torch.stack(gradients)}, "head.weight")
     assert least <= (found == data.labels).double().mean() <= most
