@@ -9,12 +9,15 @@ from typing import ClassVar
 from torch import nn
 
 from defenses.accounting import Unit
+from defenses.discrete_gaussian import NoisePlan
 from defenses.rules import ExampleMap
 from defenses.statements import NoGuarantee, PrivacyStatement
-from fl_core.defended import Senders, Summed
+from fl_core.defended import Gathering, Senders, Summed
+from fl_core.fleet import Turn
 from fl_core.optimizers import Tree
 from fl_core.plan import Plan
 from fl_core.rules import BatchRule, ExampleRule
+from fl_core.summing import Summing
 
 
 class Defense:
@@ -28,7 +31,8 @@ class Defense:
     `public_shares` where the denominator of the sum must be public, too; a client's weight is then its size over
     `weight_cap`, at most 1. `protects` is the unit that its ε speaks of. A defence that `lengthens` may leave an update
     longer than it came; after one that is `sealed` it must not be changed any more before it is summed. One that
-    `reduces_examples` makes a step's gradient of the examples'.
+    `reduces_examples` makes a step's gradient of the examples'. Under one that `masks` the server sees no update, and
+    one that has a `grid` sends multiples of its step.
     """
 
     name: str = "none"
@@ -42,6 +46,8 @@ class Defense:
     lengthens: ClassVar[bool] = False
     sealed: bool = False
     reduces_examples: bool = False
+    masks: bool = False
+    grid: NoisePlan | None = None
 
     @property
     def changes_updates(self) -> bool:
@@ -61,6 +67,14 @@ class Defense:
 
     def prepare(self, plan: Plan) -> Defense:
         """The defence ready for a run of this plan: calibrated, where there is noise."""
+        return self
+
+    def under_masks(self) -> Defense:
+        """The prepared defence in a list whose last one masks what it sends."""
+        return self
+
+    def behind(self, earlier: Sequence[Defense]) -> Defense:
+        """The prepared defence in a list, after these prepared ones."""
         return self
 
     def server_state(self, message: Tree) -> Tree:
@@ -91,6 +105,14 @@ class Defense:
         """Acts on each client's update [lanes, ...] before anyone sees it."""
         return updates
 
+    def lacks(self, turn: Turn) -> str | None:
+        """What a round has too little of for a sum, in words; None where it has enough."""
+        return None
+
+    def summing(self, gathering: Gathering) -> Summing | None:
+        """Takes the updates of a round in the server's place; None leaves them to the server."""
+        return None
+
     def on_sum(self, total: Tree, summed: Summed) -> Tree:
         """Acts on the weighted sum [replicas, ...] at the server, before it uses it."""
         return total
@@ -98,3 +120,7 @@ class Defense:
     def guarantee(self, view: str, unit: Unit, plan: Plan) -> PrivacyStatement | NoGuarantee:
         """What is promised to `unit` ("example" or "client") against `view`."""
         return NoGuarantee(reason="the updates are sent as they are", unit=unit, view=view)
+
+    def guarantee_of(self, part: Defense, view: str, unit: Unit, plan: Plan) -> PrivacyStatement | NoGuarantee:
+        """What an earlier part of a list guarantees, where this one is its last."""
+        return part.guarantee(view, unit, plan)

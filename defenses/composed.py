@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -12,11 +13,13 @@ from defenses.accounting import Unit
 from defenses.base import Defense
 from defenses.rules import After, ExampleMap, MeanOfExamples
 from defenses.statements import NoGuarantee, PrivacyStatement
-from fl_core.defended import Senders, Summed
+from fl_core.defended import Gathering, Senders, Summed
 from fl_core.errors import InputError
+from fl_core.fleet import Turn
 from fl_core.optimizers import Tree
 from fl_core.plan import Plan
 from fl_core.rules import BatchRule, ExampleRule
+from fl_core.summing import Summing
 
 
 @dataclass(frozen=True)
@@ -29,7 +32,7 @@ class Composed(Defense):
     accounted more tightly together; that is not done. Refused is what would make a part's statement false: an update
     that may get longer after it was clipped for noise that the server adds, or that changes after the client put its
     noise in; what the server learns of clients beside a sum that is noised; and two parts at a place that has room for
-    one.
+    one. Masks come last; under them a server is promised what one is that sees sums alone (see `secagg`).
     """
 
     parts: tuple[Defense, ...]
@@ -62,6 +65,12 @@ class Composed(Defense):
                 f"clients to which no noise is accounted: make {summing[0]}'s own clipping adaptive, or {telling[0]}'s "
                 "flat"
             )
+        for part, later in itertools.pairwise(self.parts):
+            if part.masks:
+                raise InputError(
+                    f"defense.defenses has {later.name} after {part.name}; what is masked can only be summed, so put "
+                    f"{part.name} last, and only once"
+                )
         for number, part in enumerate(self.parts):
             for later in self.parts[number + 1 :]:
                 if part.sealed and later.changes_updates:
@@ -116,6 +125,10 @@ class Composed(Defense):
     def reduces_examples(self) -> bool:  # type: ignore[override]
         return any(part.reduces_examples for part in self.parts)
 
+    @property
+    def masks(self) -> bool:  # type: ignore[override]
+        return self.parts[-1].masks
+
     def _each(self, change: Callable[[Defense], Defense]) -> Composed:
         return replace(self, parts=tuple(change(part) for part in self.parts))
 
@@ -124,7 +137,12 @@ class Composed(Defense):
             part.check(plan)
 
     def prepare(self, plan: Plan) -> Defense:
-        return self._each(lambda part: part.prepare(plan))
+        # Who takes part under masks learns who else does: noise is calibrated to what it is told then.
+        plan = plan.in_the_open() if self.masks else plan
+        parts = [part.prepare(plan) for part in self.parts]
+        if self.masks:
+            parts = [part.under_masks() for part in parts]
+        return replace(self, parts=(*parts[:-1], parts[-1].behind(parts[:-1])))
 
     def server_state(self, message: Tree) -> Tree:
         return _joined(part.server_state(message) for part in self.parts)
@@ -156,13 +174,19 @@ class Composed(Defense):
             updates = part.on_update(updates, senders)
         return updates
 
+    def lacks(self, turn: Turn) -> str | None:
+        return self.parts[-1].lacks(turn)
+
+    def summing(self, gathering: Gathering) -> Summing | None:
+        return self.parts[-1].summing(gathering)
+
     def on_sum(self, total: Tree, summed: Summed) -> Tree:
         for part in self.parts:
             total = part.on_sum(total, summed)
         return total
 
     def guarantee(self, view: str, unit: Unit, plan: Plan) -> PrivacyStatement | NoGuarantee:
-        stated = [part.guarantee(view, unit, plan) for part in self.parts]
+        stated = [self.parts[-1].guarantee_of(part, view, unit, plan) for part in self.parts]
         best = min(stated, key=lambda one: one.epsilon)
         if math.isfinite(best.epsilon):
             return best

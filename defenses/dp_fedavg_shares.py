@@ -60,7 +60,7 @@ class DPFedAvgShares(Defense):
 
     A client clips its update, rounds it to a grid and adds discrete Gaussian noise of 1/√cohort of what the sum needs.
     It is made for secure aggregation, which adds whole numbers: `bits` is the width of the sum's coordinates, and sets
-    the grid. Without it, the server sees each update with one share of noise alone.
+    the grid. Without it (`secagg` after it in a list), the server sees each update with one share of noise alone.
 
     Formal guarantee: the sum is (epsilon, delta)-DP for one client whose update becomes zero, and still is against a
     participant who knows its own share. Every round in which a client takes part is composed, by concentrated DP, and
@@ -78,6 +78,7 @@ class DPFedAvgShares(Defense):
     bits: int = 20
     clipping: How = "flat"
     grid: NoisePlan | None = field(default=None, repr=False)
+    exact: bool = field(default=False, repr=False)
 
     name = "dp_fedavg_shares"
     public_sizes = True
@@ -121,6 +122,10 @@ class DPFedAvgShares(Defense):
             sigma = smallest_noise(epsilon_of, self.epsilon, math.log(guess))
         return self._with(sigma, plan)
 
+    def under_masks(self) -> DPFedAvgShares:
+        """Sends its whole numbers in doubles, which hold them all: floats do so up to 2^23."""
+        return replace(self, exact=True)
+
     def _with(self, noise_multiplier: float, plan: Plan) -> DPFedAvgShares:
         grid = noise_plan(
             noise_multiplier=noise_multiplier,
@@ -139,7 +144,8 @@ class DPFedAvgShares(Defense):
         whole = round_to_grid(flat, grid.granularity, grid.clip_norm, grid.beta, list(senders.generators))
         for row, draw in zip(whole, senders.generators, strict=True):
             row += discrete_gaussian(row.shape, grid.sigma, draw, row.device)
-        return cut((whole.double() * grid.granularity).to(flat), clipped)
+        values = whole.double() * grid.granularity
+        return cut(values if self.exact else values.to(flat), clipped)
 
     def guarantee(self, view: str, unit: Unit, plan: Plan) -> PrivacyStatement | NoGuarantee:
         return PrivacyStatement.of(self._mechanism(view, unit, plan), delta=self.delta, unit=unit, view=view)

@@ -172,6 +172,11 @@ def build(config: Mapping[str, Any], here: bool = True) -> Cell:
     ordinary = int((~canary & (owners != NOBODY)).sum())
     if victims > ordinary:
         raise InputError(f"attack.victims is {victims}, but there are only {ordinary} ordinary examples")
+    if victims and defense.masks:
+        raise InputError(
+            f"attack.victims is {victims}, but the probe inverts single updates, and defense={defense.name} hides them "
+            "from the server; set attack.victims=0"
+        )
     if config["about"] is not None:
         check_number("about", config["about"], minimum=0, maximum=config["clients"] - 1, integer=True)
     hashed = {name: value for name, value in config.items() if name not in FREE}

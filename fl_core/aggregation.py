@@ -30,17 +30,15 @@ def weights(weighting: str, sizes: Tensor, present: Tensor) -> Tensor:
     return shares / shares.sum(1, keepdim=True).clamp(min=1e-12)
 
 
-def public_shares(weighting: str, sizes: Tensor, cohort: float, cap: float | None = None) -> Tensor:
-    """What each client's update counts [clients] in a sum whose denominator is public, float64.
+def public_weights(weighting: str, sizes: Tensor, cap: float | None = None) -> Tensor:
+    """Each client's weight [clients] in a sum whose denominator is public, in (0, 1], float64.
 
-    A client's weight is 1 under `uniform`, and otherwise its public size of `sizes` [clients] over `cap`, at most 1
-    (None: the largest size). The denominator is the expected weight of a cohort of `cohort` clients, so that the shares
-    of a real one need not sum to 1. Source: McMahan et al. 2018, section 2.
+    It is 1 under `uniform`, and otherwise the client's public size of `sizes` [clients] over `cap`, at most 1 (None:
+    the largest size). Source: McMahan et al. 2018, section 2.
     """
     check_choice("algorithm.weighting", weighting, WEIGHTINGS)
     each = sizes.double()
-    weight = torch.ones_like(each) if weighting == "uniform" else (each / (cap or each.max())).clamp(max=1)
-    return weight / (cohort * weight.mean())
+    return torch.ones_like(each) if weighting == "uniform" else (each / (cap or each.max())).clamp(max=1)
 
 
 class Aggregator(Protocol):
@@ -128,7 +126,7 @@ class Krum:
             if not here.any():
                 continue
             mine = {name: value[row][here.to(value.device)] for name, value in updates.items()}
-            best = self._best(torch.cat([value.flatten(1) for value in mine.values()], 1).double())
+            best = self._best(torch.cat([value.reshape(len(value), -1) for value in mine.values()], 1).double())
             for name, value in mine.items():
                 found[name][row] = value[best].mean(0)
         return found

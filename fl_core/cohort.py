@@ -21,13 +21,15 @@ class Cohort:
     """Who takes part in a round, one seat each [replicas, seats]; `clients` is NOBODY where a seat stays empty.
 
     `versions` is the round whose global model a client started from, `work` the share of its steps that it does, and
-    `factors` what its weight is multiplied with; see `fleet.Turn`.
+    `factors` what its weight is multiplied with; see `fleet.Turn`. `dropped` [replicas, most] are those who were asked
+    and lost, NOBODY where a replica lost fewer.
     """
 
     clients: Tensor
     versions: Tensor
     work: Tensor
     factors: Tensor
+    dropped: Tensor
 
     @property
     def present(self) -> Tensor:

@@ -8,9 +8,13 @@ from typing import Protocol
 
 import torch
 
+from fl_core.cohort import Cohort
+from fl_core.fleet import Turn
 from fl_core.optimizers import Tree
 from fl_core.plan import Plan
 from fl_core.rules import BatchRule, ExampleRule
+from fl_core.summing import Summing
+from fl_core.weighing import Weighing
 
 
 @dataclass(frozen=True)
@@ -21,6 +25,22 @@ class Senders:
     sent: Tree
     generators: Sequence[torch.Generator]
     cohort: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Gathering:
+    """A round whose updates are about to come, for a defence under which the server does not see them.
+
+    `turns` says who was asked and who was lost, `cohort` and `weighing` who takes part and what its update counts;
+    `sent` [replicas, ...] is what went out. `run` and `replica_ids` are what seeds are made of.
+    """
+
+    run: int
+    replica_ids: Sequence[int]
+    turns: Sequence[Turn]
+    cohort: Cohort
+    weighing: Weighing
+    sent: Tree
 
 
 @dataclass(frozen=True)
@@ -44,6 +64,7 @@ class Defended(Protocol):
     public_sizes: bool
     public_shares: bool
     weight_cap: float | None
+    masks: bool
 
     def check(self, plan: Plan) -> None: ...
 
@@ -58,5 +79,9 @@ class Defended(Protocol):
     def example_rule(self, expected_batch: float) -> ExampleRule | None: ...
 
     def on_update(self, updates: Tree, senders: Senders) -> Tree: ...
+
+    def lacks(self, turn: Turn) -> str | None: ...
+
+    def summing(self, gathering: Gathering) -> Summing | None: ...
 
     def on_sum(self, total: Tree, summed: Summed) -> Tree: ...

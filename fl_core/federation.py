@@ -10,16 +10,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fl_core.aggregation import Mean, public_shares, weights
+from fl_core.aggregation import public_weights
 from fl_core.algorithms.fedavg import FedAvg
+from fl_core.attempts import reaching
 from fl_core.augmentation import Augmentation
 from fl_core.checkpoint import all_finite
-from fl_core.cohort import Cohort, Tile, joined
+from fl_core.cohort import Cohort
 from fl_core.data import ImageSet
-from fl_core.defended import Defended, Senders, Summed
+from fl_core.defended import Defended, Gathering, Senders, Summed
 from fl_core.devices import Workload
 from fl_core.errors import InputError, check_choice, check_number
-from fl_core.fleet import Fleet, Ideal, Turn
+from fl_core.fleet import Fleet, Ideal, Turn, lost_in
 from fl_core.lanes import BACKENDS, Backend
 from fl_core.local import Trainer, trainer
 from fl_core.local_training import local_training
@@ -28,10 +29,13 @@ from fl_core.models import PRECISIONS, Precision, check_trainable, initial_param
 from fl_core.optimizers import Tree
 from fl_core.participation import Everyone, Participation
 from fl_core.partition import IID, NOBODY, Partition, draw_members, split
-from fl_core.plan import Plan, patterns
+from fl_core.plan import Plan
+from fl_core.planning import no_updates, plan_of
 from fl_core.seeds import Generators, seed
 from fl_core.state import State
+from fl_core.summing import Summing, in_the_clear
 from fl_core.views import Recorder, SecureServer
+from fl_core.weighing import Weighing, weigh
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,34 +87,7 @@ class Federation:
     @cached_property
     def plan(self) -> Plan:
         """What is public of these replicas' rounds; a shard's plan speaks of its own replicas alone."""
-        clients, sampler = len(self.sizes), self.algorithm.sampler
-        event, cohort = self.participation.event(clients, self.rounds), self.expected_cohort
-        turns = [[self.turn(row, round) for round in range(self.rounds)] for row in range(len(self.replica_ids))]
-        found, most = patterns([[turn.asked.tolist() for turn in one] for one in turns])
-        if not self.fleet.synchronous:  # an update may count in another round than its client was asked in
-            found, most = frozenset([tuple(range(self.rounds))]), dict.fromkeys(range(clients), event.rounds)
-        sizes = self.sizes
-        if not sampler.from_public_sizes:  # so many steps visit an example the more often, the fewer there are
-            sizes = torch.where(self.held_counts > 0, self.held_counts, sizes).amin(0)
-        like = {name: value.unsqueeze(0) for name, value in variables_of(self.model).items()}
-        ideal = isinstance(self.fleet, Ideal)
-        return Plan(
-            rounds=self.rounds,
-            clients=clients,
-            sampling=tuple(sampler.event(size, most.get(client, 0)) for client, size in enumerate(sizes.tolist())),
-            participation=event,
-            patterns=found,
-            cohort=cohort,
-            ideal=ideal,
-            exact=ideal
-            and event.kind in ("fixed", "uniform", "cyclic")
-            and all(len(turn.clients) == cohort for one in turns for turn in one),
-            streams=self.algorithm.aggregator.streams,
-            synchronous=self.fleet.synchronous,
-            even=self.algorithm.weighting == "uniform" or len(self.sizes.unique()) == 1,
-            stateless=not (self.algorithm.client_state(like, 1) or self.defense.client_state()),
-            message=sum(value.shape[1:].numel() for value in no_updates(self.algorithm, like).values()),
-        )
+        return plan_of(self)
 
     @cached_property
     def expected_cohort(self) -> float:
@@ -118,9 +95,19 @@ class Federation:
         return self.participation.expected(len(self.sizes))
 
     @cached_property
+    def public_weights(self) -> Tensor:
+        """Each client's weight [clients] under a defence that wants public ones, float64."""
+        return public_weights(self.algorithm.weighting, self.sizes, self.defense.weight_cap)
+
+    @cached_property
+    def public_divisor(self) -> float:
+        """What a sum is divided by then, whoever comes: the weight of a cohort of the expected size."""
+        return self.expected_cohort * float(self.public_weights.mean())
+
+    @cached_property
     def public_shares(self) -> Tensor:
-        """What each client's update counts [clients] under a defence that wants public weights, float64."""
-        return public_shares(self.algorithm.weighting, self.sizes, self.expected_cohort, self.defense.weight_cap)
+        """What each client's update counts [clients] then, float64."""
+        return self.public_weights / self.public_divisor
 
     @cached_property
     def _examples(self) -> Sequence[Tensor]:
@@ -141,6 +128,11 @@ class Federation:
         return torch.stack(counts)[:, 1:]
 
     @cached_property
+    def most_examples(self) -> int:
+        """The most that any client can hold, whoever is a member; public."""
+        return max(map(len, self._examples))
+
+    @cached_property
     def footprint(self) -> Footprint:
         """About how much memory lanes take while they train."""
         batch = self.algorithm.sampler.batch(int(self.sizes.max()))
@@ -157,7 +149,12 @@ class Federation:
             step_examples=float(sampler.batch(int(self.sizes.max()))),
             model_bytes=sum(value.numel() * value.element_size() for value in variables_of(self.model).values()),
         )
-        return [([], self.fleet.turns(self.participation, work, self.run, replica)) for replica in self.replica_ids]
+
+        def turns(replica: int) -> Iterator[Turn]:
+            each = self.fleet.turns(self.participation, work, self.run, replica)
+            return reaching(each, self.defense.lacks) if self.fleet.synchronous else each
+
+        return [([], turns(replica)) for replica in self.replica_ids]
 
     def turn(self, row: int, round: int) -> Turn:
         """Who was asked, took part, was late or lost in `round`, in the replica at `row`, and when on its clock."""
@@ -166,12 +163,16 @@ class Federation:
             known.append(next(coming))
         return known[round]
 
+    def turns(self, round: int) -> list[Turn]:
+        """Those of all replicas."""
+        return [self.turn(row, round) for row in range(len(self.replica_ids))]
+
     def cohort(self, round: int) -> Cohort:
         """The seats of a round, as many as the fullest replica needs."""
-        turns = [self.turn(row, round) for row in range(len(self.replica_ids))]
-        width = max(len(turn.clients) for turn in turns)
+        turns = self.turns(round)
 
         def seats(values: list[Tensor], empty: float) -> Tensor:
+            width = max(map(len, values))
             return torch.stack([nn.functional.pad(value, (0, width - len(value)), value=empty) for value in values])
 
         return Cohort(
@@ -179,6 +180,7 @@ class Federation:
             versions=seats([turn.versions for turn in turns], round),
             work=seats([turn.work for turn in turns], 1.0),
             factors=seats([turn.factors for turn in turns], 0.0).float(),
+            dropped=seats([torch.tensor(lost_in(turn), dtype=torch.long) for turn in turns], NOBODY),
         )
 
 
@@ -253,6 +255,8 @@ def rounds(
     if not federation.algorithm.aggregator.streams and recorder.view is SecureServer:
         raise InputError("secure_server sees nothing but sums, and this aggregator is no sum; set aggregator=mean")
     federation.defense.check(federation.plan)
+    if federation.defense.masks:
+        recorder.mask()
     state = state or initial_state(federation)
     with trainer(federation.data, workers) as train:
         while state.round < federation.rounds:
@@ -291,35 +295,27 @@ def play_round(federation: Federation, state: State, recorder: Recorder, train: 
     recorder.broadcast(round, sent)
     past = {**state.past, round: sent}
 
-    shares = _shares(federation, cohort)
-    recorder.asked(round, cohort.clients, cohort.versions, shares)
+    weighing = weigh(federation, cohort)
+    recorder.asked(round, cohort, weighing.shares)
 
-    parts: list[tuple[Tile, Tree]] = []
-    total: Tree = {}
+    summing = _summing(federation, round, cohort, weighing, sent)
     for tile, updates in local_training(federation, state, past, cohort, train, workers):
         recorder.received(round, tile, updates)
-        if isinstance(algorithm.aggregator, Mean):
-            for name, value in updates.items():
-                total.setdefault(name, value.new_zeros(len(shares), *value.shape[2:]))
-            rows = {name: value[tile[0]] for name, value in total.items()}
-            algorithm.aggregator.add(rows, updates, shares[tile])
-        else:
-            parts.append((tile, updates))
-    if parts:
-        total = algorithm.aggregator(joined(parts, cohort), shares, cohort.present)
+        summing.add(tile, updates)
+    total = summing.total()
     if not total and defense.public_shares:  # whether anybody took part is private: noise alone must do
         total = _sum_over_nobody(federation, state, sent)
-    recorder.summed(round, total)
+    recorder.summed(round, total, weighing.divisors)
 
     kept = dict(state.defense)
     if total:
-        total = defense.on_sum(total, Summed(round, _largest_share(federation, shares), _draws(federation), kept))
+        total = defense.on_sum(total, Summed(round, weighing.largest_share, _draws(federation), kept))
     model, server = _server_step(federation, state, total, cohort)
     if not (defense.public_shares or cohort.present.any(1).all()):  # a replica that received nothing stays as it is
         moved = cohort.present.any(1)
         model, server = _where(moved, model, state.model), _where(moved, server, state.server)
         kept = _where(moved, kept, state.defense)
-    needed = min(federation.turn(row, round).oldest for row in range(len(shares)))
+    needed = min(turn.oldest for turn in federation.turns(round))
     return State(
         round=round + 1,
         model=model,
@@ -330,13 +326,18 @@ def play_round(federation: Federation, state: State, recorder: Recorder, train: 
     )
 
 
-def no_updates(algorithm: FedAvg, model: Tree) -> Tree:
-    """Nobody's updates [0, ...], in the shapes of a client's message; `model` is [replicas, ...]."""
-    nobody = {name: value[:0] for name, value in algorithm.broadcast(model, algorithm.server_state(model)).items()}
-    kept = {name: value[:0, 0] for name, value in algorithm.client_state(model, 1).items()}
-    start, _ = algorithm.local(algorithm.lr, nobody, kept)
-    message, _ = algorithm.message(algorithm.lr, nobody, start, kept, torch.zeros(0, dtype=torch.long))
-    return message
+def _summing(federation: Federation, round: int, cohort: Cohort, weighing: Weighing, sent: Tree) -> Summing:
+    """Who takes the updates and sums them: the server, or the defence in its place."""
+    gathering = Gathering(
+        run=federation.run,
+        replica_ids=federation.replica_ids,
+        turns=federation.turns(round),
+        cohort=cohort,
+        weighing=weighing,
+        sent=sent,
+    )
+    masked = federation.defense.summing(gathering)
+    return masked or in_the_clear(federation.algorithm.aggregator, cohort, weighing.shares)
 
 
 def _sum_over_nobody(federation: Federation, state: State, sent: Tree) -> Tree:
@@ -344,19 +345,6 @@ def _sum_over_nobody(federation: Federation, state: State, sent: Tree) -> Tree:
     nobody = Senders({name: value[:0] for name, value in sent.items()}, (), federation.expected_cohort)
     message = federation.defense.on_update(no_updates(federation.algorithm, state.model), nobody)
     return {name: value.new_zeros(len(federation.replica_ids), *value.shape[1:]) for name, value in message.items()}
-
-
-def _shares(federation: Federation, cohort: Cohort) -> Tensor:
-    """What each seat's update counts [replicas, seats]."""
-    if federation.defense.public_shares:
-        each = federation.public_shares[cohort.clients.clamp(min=0)] * cohort.present
-        return each.float() * cohort.factors
-    sizes = _weighing_sizes(federation, cohort)
-    return weights(federation.algorithm.weighting, sizes, cohort.present) * cohort.factors
-
-
-def _largest_share(federation: Federation, shares: Tensor) -> float:
-    return float((federation.public_shares if federation.defense.public_shares else shares).max())
 
 
 def _draws(federation: Federation) -> Callable[[str], Generators]:
@@ -389,11 +377,3 @@ def _where(moved: Tensor, new: Tree, old: Tree) -> Tree:
         name: torch.where(moved.to(value.device).view(-1, *[1] * (value.dim() - 1)), value, old[name])
         for name, value in new.items()
     }
-
-
-def _weighing_sizes(federation: Federation, cohort: Cohort) -> Tensor:
-    """Sizes that the weights may use [replicas, seats]: the real ones, or the public ones under a guarantee."""
-    clients = cohort.clients.clamp(min=0)
-    if federation.defense.public_sizes:
-        return federation.sizes[clients]
-    return federation.held_counts.gather(1, clients)

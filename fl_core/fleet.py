@@ -33,10 +33,12 @@ class Turn:
     that were asked in this round; an asynchronous round names one twice that was lost and asked again. `lost` says
     who ceased in this round: `before` training, `after` it, or `late`: arrived past the deadline, or too stale.
     `oldest` is the oldest round whose model somebody still trains on afterwards, the next round's where nobody does.
-    `began` and `ended` are seconds on the virtual clock.
+    `began` and `ended` are seconds on the virtual clock. `attempt` counts the cohorts that were asked before this one,
+    `aborted` those of them that were asked for this round and let go; see `attempts.reaching`.
     """
 
     round: int
+    attempt: int
     clients: Tensor
     versions: Tensor
     work: Tensor
@@ -46,6 +48,7 @@ class Turn:
     oldest: int
     began: float
     ended: float
+    aborted: tuple[Turn, ...] = ()
 
 
 class Fleet(Protocol):
@@ -78,6 +81,7 @@ class Ideal:
             asked = participation.draw(work.clients, run, replica, round)
             yield Turn(
                 round=round,
+                attempt=round,
                 clients=asked,
                 versions=torch.full_like(asked, round),
                 work=torch.ones(len(asked), dtype=torch.float64),
@@ -171,6 +175,7 @@ class Synchronous:
         late[used] = False
         return Turn(
             round=round,
+            attempt=round,
             clients=asked[used],
             versions=torch.full_like(used, round),
             work=done[used] / steps[used],
@@ -276,6 +281,7 @@ class Buffered:
             tau = round - torch.tensor(versions, dtype=torch.float64)
             yield Turn(
                 round=round,
+                attempt=round,
                 clients=torch.tensor(clients, dtype=torch.int64),
                 versions=torch.tensor(versions, dtype=torch.int64),
                 work=torch.ones(len(clients), dtype=torch.float64),
@@ -286,6 +292,11 @@ class Buffered:
                 began=began,
                 ended=now,
             )
+
+
+def lost_in(turn: Turn) -> list[int]:
+    """Who was asked and lost, in whatever way, by client number."""
+    return sorted(client for lost in turn.lost.values() for client in lost)
 
 
 def time_to(accuracy: Sequence[float], ended: Sequence[float], target: float) -> float | None:
@@ -306,8 +317,11 @@ def times_to(
 
 
 def log_line(turn: Turn) -> dict[str, object]:
-    """A round in plain JSON values: who took part and how, who was lost, and the seconds on the virtual clock."""
-    return {
+    """A round in plain JSON values: who took part and how, who was lost, and the seconds on the virtual clock.
+
+    Attempts that were let go stand under `aborted`, where there are any.
+    """
+    line: dict[str, object] = {
         "round": turn.round,
         "asked": turn.asked.tolist(),
         "clients": turn.clients.tolist(),
@@ -318,6 +332,7 @@ def log_line(turn: Turn) -> dict[str, object]:
         "began": turn.began,
         "ended": turn.ended,
     }
+    return line | {"aborted": [log_line(one) for one in turn.aborted]} if turn.aborted else line
 
 
 def _nobody() -> dict[str, list[int]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from fl_core.participation import ParticipationEvent
 from fl_core.sampling import SamplingEvent
@@ -20,9 +20,10 @@ class Plan:
     part, the most of any replica. `participation` says how a client is drawn. `patterns` are the different sets of
     rounds in which some client of some replica takes part; whoever is asked counts, be its update late or lost.
 
-    `cohort` is the expected number of updates a round. `ideal` says that nothing but the draw decides whose they are,
-    and `exact` that every round has just so many, too. `streams` says that the server takes a weighted sum,
-    `synchronous` that a client has one update a round at most, `even` that all weights are equal, and `stateless` that
+    `cohort` is the expected number of updates a round, and `asked` the most clients that one asks. `ideal` says
+    that nothing but the draw decides whose updates they are, and `exact` that every round has just so many, too.
+    `streams` says that the server takes a weighted sum, `synchronous` that a client has one update a round at most,
+    `even` that all weights are equal, of which `largest_weight` is the most that there can be, and `stateless` that
     clients keep nothing between their turns. `message` is how many numbers a client sends.
     """
 
@@ -32,10 +33,12 @@ class Plan:
     participation: ParticipationEvent
     patterns: frozenset[Pattern]
     cohort: float
+    asked: int
     ideal: bool
     exact: bool
     streams: bool
     synchronous: bool
+    largest_weight: int
     even: bool
     stateless: bool
     message: int
@@ -44,6 +47,10 @@ class Plan:
     def turns(self) -> int:
         """The most rounds in which one client takes part."""
         return max(map(len, self.patterns), default=0)
+
+    def in_the_open(self) -> Plan:
+        """The same rounds for somebody who learns who takes part in them: nothing is drawn that he does not know."""
+        return replace(self, participation=replace(self.participation, kind="fixed", rate=1.0))
 
 
 def patterns(asked: Iterable[Sequence[Iterable[int]]]) -> tuple[frozenset[Pattern], dict[int, int]]:

@@ -5,7 +5,7 @@
 | released_model | anyone, afterwards | the final model |
 | participant | a client | every global model it is sent |
 | server | an honest-but-curious server | each client's update, its weight, the cohort, the global models |
-| secure_server | the same under secure aggregation | the sum, the cohort, the global models |
+| secure_server | the same under secure aggregation | the sum, its weight, the cohort, who dropped out, the models |
 | malicious_server | a secure_server that also chooses what it sends | as that, plus its own broadcast to each client |
 """
 
@@ -18,6 +18,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from fl_core.cohort import Cohort
 from fl_core.errors import InputError
 from fl_core.optimizers import Tree
 
@@ -42,12 +43,17 @@ class Participant(ReleasedModel):
 class SecureServer(Participant):
     """Also the weighted sum over each recorded round's cohort [replicas, ...] and who was in it [replicas, cohort].
 
-    Where replicas have cohorts of different sizes, −1 stands for nobody. A round without updates has no sum.
+    `divisors` [replicas] are what the sum was divided by already: the cohort's total weight (how many clients, or how
+    many examples), or a number that was public before. `dropped` [replicas, most] were asked, but are not in the sum.
+    Where replicas have cohorts of different sizes, −1 stands for nobody. A round without updates has no sum, and an
+    attempt at one that failed is not shown: who came to it was decided by clocks and coins.
     """
 
     view: ClassVar[str] = "secure_server"
     sums: dict[int, Tree]
+    divisors: dict[int, Tensor]
     cohorts: dict[int, Tensor]
+    dropped: dict[int, Tensor]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,8 +87,9 @@ VIEWS: dict[str, type[ReleasedModel]] = {kind.view: kind for kind in (ReleasedMo
 def require_view(attack: str, observation: Observation, needs: type[ReleasedModel]) -> None:
     """Raise InputError where the observation does not show what the attack needs."""
     if not isinstance(observation, needs):
+        hidden = ": secure aggregation hides each client's update" if isinstance(observation, SecureServer) else ""
         raise InputError(
-            f"{attack} needs the view {needs.view}; it was given {observation.view}, which does not show that"
+            f"{attack} needs the view {needs.view}; it was given {observation.view}, which does not show that{hidden}"
         )
 
 
@@ -98,6 +105,11 @@ class Recorder:
     _kept: dict[str, dict[int, object]] = field(default_factory=dict)
     _final: Tree | None = None
 
+    def mask(self) -> None:
+        """Narrow the view to what secure aggregation leaves of it, before the first round."""
+        if issubclass(self.view, SecureServer):
+            self.view = SecureServer
+
     def _shows(self, needed: type[ReleasedModel], round: int) -> bool:
         return issubclass(self.view, needed) and (self.rounds is None or round in self.rounds)
 
@@ -109,9 +121,10 @@ class Recorder:
     def broadcast(self, round: int, model: Tree) -> None:
         self._keep(Participant, "models", round, model)
 
-    def asked(self, round: int, cohort: Tensor, versions: Tensor, weights: Tensor) -> None:
-        self._keep(SecureServer, "cohorts", round, cohort)
-        self._keep(Server, "versions", round, versions)
+    def asked(self, round: int, cohort: Cohort, weights: Tensor) -> None:
+        self._keep(SecureServer, "cohorts", round, cohort.clients)
+        self._keep(SecureServer, "dropped", round, cohort.dropped)
+        self._keep(Server, "versions", round, cohort.versions)
         self._keep(Server, "weights", round, weights)
 
     def received(self, round: int, tile: tuple[slice, slice], updates: Tree) -> None:
@@ -127,8 +140,9 @@ class Recorder:
                 whole[name] = torch.zeros(*cohort.shape, *value.shape[2:], dtype=value.dtype)
             whole[name][tile] = value.detach().cpu()
 
-    def summed(self, round: int, total: Tree) -> None:
+    def summed(self, round: int, total: Tree, divisors: Tensor) -> None:
         self._keep(SecureServer, "sums", round, total)
+        self._keep(SecureServer, "divisors", round, divisors)
 
     def finished(self, model: Tree) -> None:
         self._final = _to_cpu(model)

@@ -256,13 +256,21 @@ class Client:
         if not survivors <= self._dealt:
             raise Rejected(Reason.UNKNOWN, "a survivor who dealt no shares")
         if self.parameters.acknowledged:
-            near = tuple(client for client in self._graph.neighbours(self.number) if client in survivors)
-            if near != tuple(client for client, _ in message.acknowledgements):
-                raise Rejected(Reason.INCONSISTENT, "acknowledgements of others than the surviving neighbours")
-            for client, signature in message.acknowledgements:
-                text = wire.acknowledged_text(self._session, client, self._dealt, self.parameters.clients)
-                keys.verify(self._registry[client], signature, text)
+            self._verify_acknowledgements(message, survivors)
         self._survivors = message.members
+
+    def _verify_acknowledgements(self, message: Survivors, survivors: frozenset[int]) -> None:
+        """Each neighbour whose shares this client is to give must have masked among the same clients as it has.
+
+        A server that withholds shares could else have a vector masked with those alone whom it then drops. On the
+        complete graph, where a client always masks with some who sign, it could not.
+        """
+        near = tuple(client for client in self._graph.neighbours(self.number) if client in survivors)
+        if near != tuple(client for client, _ in message.acknowledgements):
+            raise Rejected(Reason.INCONSISTENT, "acknowledgements of others than the surviving neighbours")
+        for client, signature in message.acknowledgements:
+            text = wire.acknowledged_text(self._session, client, self._dealt, self.parameters.clients)
+            keys.verify(self._registry[client], signature, text)
 
     def _verify_signatures(self, message: Signatures) -> None:
         signers = [client for client, _ in message.signatures]
@@ -288,15 +296,18 @@ class Client:
         return wire.survivors_digest(self._session, self._dealt, self._survivors, self.parameters.clients)
 
     def _enough(self, members: Sequence[int], what: str) -> None:
-        """Refuse a set of clients that leaves this one out, or is too small, or too thin somewhere on the ring."""
+        """Refuse a set of clients that leaves this one out, is too small, or too thin somewhere on the ring."""
         if self.number not in members:
             raise Rejected(Reason.UNKNOWN, f"client {self.number} itself is not among those who {what}")
         if len(members) < self.parameters.quorum:
             raise Rejected(Reason.THRESHOLD, f"{len(members)} {what}, of {self.parameters.quorum} that it takes")
         if self.parameters.window and self.stage is not Stage.SHARES:
-            fewest = self._graph.fewest_in_a_row(frozenset(members))
-            if fewest < self.parameters.window:
-                raise Rejected(Reason.GRAPH, f"{fewest} of some neighbourhood {what}, of {self.parameters.window}")
+            self._thick(members, what)
+
+    def _thick(self, members: Sequence[int], what: str) -> None:
+        fewest = self._graph.fewest_in_a_row(frozenset(members))
+        if fewest < self.parameters.window:
+            raise Rejected(Reason.GRAPH, f"{fewest} in a row {what}, of {self.parameters.window} that it takes")
 
     def _associated(self, sender: int, receiver: int) -> bytes:
         return self.context.digest + b"".join(map(keys.number, (self.context.round, sender, receiver)))

@@ -70,8 +70,8 @@ class Sparse:
 
     neighbours: k, even. threshold: t, the shares that recover a secret. quorum: how many have to be in the sum.
     window: how many of any k/2 in a row have to be in it; 0 where the server follows the protocol. The rest is what it
-    was computed for: `corrupt` and `dropout` as shares of the clients, and log2 of the chances, as they came out, that
-    privacy or the sum is lost.
+    was computed for: the kind of server, `corrupt` and `dropout` as shares of the clients, and log2 of the chances, as
+    they came out, that privacy or the sum is lost.
     """
 
     clients: int
@@ -79,6 +79,7 @@ class Sparse:
     threshold: int
     quorum: int
     window: int
+    malicious: bool
     corrupt: float
     dropout: float
     insecurity: float
@@ -102,18 +103,13 @@ def sparse(
     honest-but-curious server, with exact tails in place of their bounds.
     """
     check_number("clients", clients, minimum=3, maximum=LARGEST_COHORT, integer=True)
+    # Below a third each, two quorums have more clients in common than can collude.
     check_number("corrupt", corrupt, minimum=0, below=1 / 3 if malicious else 1)
     check_number("dropout", dropout, minimum=0, below=1 / 3 if malicious else 1)
     check_number("security_bits", security_bits, minimum=1)
     check_number("correctness_bits", correctness_bits, minimum=1)
     check_number("grinding_bits", grinding_bits, minimum=0)
     bad, gone = int(corrupt * clients), int(dropout * clients)
-    quorum = clients - gone
-    if malicious and 2 * quorum - clients <= bad:
-        raise InputError(
-            f"with {bad} of {clients} clients corrupt and {gone} gone, two sets of survivors could both be signed; "
-            "lower corrupt or dropout"
-        )
     secure = -security_bits - (grinding_bits if malicious else 0)
     for degree in range(2, clients - 1, 2):
         found = _thresholds(clients, degree, bad, gone, secure, -correctness_bits, malicious)
@@ -123,8 +119,9 @@ def sparse(
                 clients=clients,
                 neighbours=degree,
                 threshold=threshold,
-                quorum=quorum,
+                quorum=clients - gone,
                 window=window,
+                malicious=malicious,
                 corrupt=corrupt,
                 dropout=dropout,
                 insecurity=insecurity + (grinding_bits if malicious else 0),

@@ -89,8 +89,8 @@ class Parameters:
         return cls(clients=clients, length=length, bits=bits, threshold=threshold or least, malicious=malicious)
 
     @classmethod
-    def sparse(cls, design: Sparse, length: int, bits: int, *, malicious: bool = False) -> Parameters:
-        """The graph that `graph.sparse` designed, which must have been for the same kind of server."""
+    def sparse(cls, design: Sparse, length: int, bits: int) -> Parameters:
+        """The graph that `graph.sparse` designed, against the kind of server that it was designed for."""
         return cls(
             clients=design.clients,
             length=length,
@@ -99,7 +99,7 @@ class Parameters:
             quorum=design.quorum,
             neighbours=design.neighbours,
             window=design.window,
-            malicious=malicious,
+            malicious=design.malicious,
         )
 
     @property

@@ -25,6 +25,7 @@ from defenses.discrete_gaussian import (
 from defenses.discrete_gaussian import (
     plan as noise_plan,
 )
+from defenses.secagg.encoding import signed, wrapped
 from defenses.secagg.keys import Context
 from defenses.secagg.masks import Words, word_type
 from defenses.secagg.parameters import Parameters, Stage
@@ -139,13 +140,7 @@ class Channel:
 
 def words(steps: Tensor, bits: int) -> list[Words]:
     """Signed whole numbers [clients, d] modulo 2^bits, as the masking protocol takes them."""
-    return list((steps & ((1 << bits) - 1)).numpy().astype(word_type(bits)))
-
-
-def signed(residues: Words, bits: int) -> Tensor:
-    """The whole numbers in [−2^(bits−1), 2^(bits−1)) that words modulo 2^bits stand for, int64."""
-    half = 1 << (bits - 1)
-    return ((torch.from_numpy(residues.astype(np.int64)) + half) & ((1 << bits) - 1)) - half
+    return list(wrapped(steps, bits).numpy().view(word_type(bits)))
 
 
 def clipped(vectors: Tensor, norm: float = 1.0) -> Tensor:
@@ -167,7 +162,7 @@ def masked_sum(
     done = aggregate(
         vectors, parameters=parameters, contexts=contexts, random=seeded(secret), drops=drops, keep_masked=False
     )
-    return signed(done.total, parameters.bits)
+    return signed(torch.from_numpy(done.total.astype(np.int64)), parameters.bits)
 
 
 def seen_by_server(total: Tree, sent: Tree) -> MaliciousServer:

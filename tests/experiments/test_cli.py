@@ -35,6 +35,15 @@ from tests.experiments.conftest import SWEEP, TINY
         (["defense=dp_fedavg", "clients=50", "aggregator=median"], "set aggregator=mean"),
         (["defense=dp_fedavg_shares", "clients=50", "participation=poisson"], "a fixed size"),
         (["defense=composed", "defense.defenses.clip.unit=example"], "only one may clip an example's gradient"),
+        (["defense=secagg"], "set attack.victims=0"),
+        (["defense=secagg", "attack.victims=0", "defense.bits=3"], "too few for a sum over 5 clients; it must be at"),
+        (["defense=secagg", "attack.victims=0", "defense.threshold=2"], "defense.threshold is 2; it must be a number"),
+        (["defense=secagg", "attack.victims=0", "defense.graph=ring"], "allowed: complete, sparse"),
+        (["defense=secagg", "attack.victims=0", "aggregator=krum"], "set aggregator=mean"),
+        (["defense=secagg", "attack.victims=0", "fleet=fedbuff"], "choose a synchronous fleet"),
+        (["defense=secagg", "attack.victims=0", "clients=1"], "a masked sum needs 2; ask more clients"),
+        (["defense=secagg", "attack.victims=0", "against=server"], "masks alone give no ε"),
+        (["defense=secagg_shares", "attack.victims=0", "fleet=devices"], "needs every client's share of the noise"),
         (["clients=5000"], "only 1438 examples"),
         (["sampler.batch_size=0"], "sampler.batch_size is 0"),
         (["sampler.batch_size=900"], "no client has more than"),
@@ -99,6 +108,23 @@ def test_a_fixed_noise_multiplier_gives_the_epsilon_that_follows_from_it(here: P
     assert float(asked) == pytest.approx(float(accounted), rel=1e-3)
     assert float(accounted) < 5
     assert not (here / "results/single/reconstructions.png").exists()
+
+
+@pytest.mark.heavy
+@pytest.mark.parametrize(
+    ("defense", "says"),
+    [
+        (
+            "secagg",
+            "Against released_model, participant, secure_server and server: one client has no guarantee (ε = ∞)",
+        ),
+        ("secagg_shares", "summed under masks by a server that follows the protocol and that no client helps"),
+    ],
+)
+def test_a_run_under_masks_says_in_its_table_what_is_guaranteed(defense, says, here: Path, mirage, capsys):
+    mirage(*TINY, f"defense={defense}", "attack.victims=0", "workers=1", "backend=vmap")
+    assert capsys.readouterr().err == ""
+    assert says in (here / "results/single/table.md").read_text()
 
 
 def test_a_single_run_writes_its_table(here: Path, mirage, capsys):

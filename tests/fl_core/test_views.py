@@ -12,6 +12,7 @@ from torch import nn
 from attacks.reconstruction.gradient_matching import InvertingGradients, ReconstructionKnowledge
 from defenses.base import Defense
 from fl_core.algorithms.fedavg import FedAvg
+from fl_core.cohort import Cohort
 from fl_core.data import ImageSet
 from fl_core.errors import InputError
 from fl_core.federation import Federation, run
@@ -32,8 +33,8 @@ from fl_core.views import (
 SHOWN = {
     "released_model": {"model"},
     "participant": {"model", "models"},
-    "secure_server": {"model", "models", "sums", "cohorts"},
-    "server": {"model", "models", "sums", "cohorts", "updates", "weights", "versions"},
+    "secure_server": {"model", "models", "sums", "divisors", "cohorts", "dropped"},
+    "server": {"model", "models", "sums", "divisors", "cohorts", "dropped", "updates", "weights", "versions"},
 }
 EVERY = set().union(*SHOWN.values())
 
@@ -131,13 +132,14 @@ def test_only_the_wanted_rounds_are_kept():
 def test_what_was_recorded_does_not_move_with_the_model():
     recorder = Recorder(view=Server)
     running = {"w": torch.zeros(1, 2)}
-    cohort, weights = torch.zeros(1, 1, dtype=torch.long), torch.ones(1, 1)
+    seat, weights, divisors = torch.zeros(1, 1, dtype=torch.long), torch.ones(1, 1), torch.ones(1)
+    cohort = Cohort(clients=seat, versions=seat, work=weights, factors=weights, dropped=seat)
     recorder.broadcast(0, running)
-    recorder.asked(0, cohort, cohort, weights)
+    recorder.asked(0, cohort, weights)
     recorder.received(0, (slice(0, 1), slice(0, 1)), {"w": running["w"].unsqueeze(1)})
-    recorder.summed(0, running)
+    recorder.summed(0, running, divisors)
     recorder.finished(running)
-    for value in (running["w"], cohort, weights):
+    for value in (running["w"], seat, weights, divisors):
         value.add_(7)
     seen = recorder.observation()
     assert isinstance(seen, Server)
@@ -145,6 +147,8 @@ def test_what_was_recorded_does_not_move_with_the_model():
         assert tree["w"].flatten().tolist() == [0.0, 0.0]
     assert seen.cohorts[0].tolist() == [[0]]
     assert seen.weights[0].tolist() == [[1.0]]
+    assert seen.divisors[0].tolist() == [1.0]
+    assert seen.dropped[0].tolist() == [[0]]
 
 
 def test_there_is_no_observation_before_the_end():

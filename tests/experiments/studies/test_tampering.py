@@ -19,7 +19,6 @@ from experiments.studies.tampering import (
     clipped,
     decibels,
     masked_sum,
-    signed,
     words,
 )
 from experiments.studies.two_stories import Ending, tell
@@ -38,10 +37,11 @@ def channel(noise_multiplier: float = 0.0) -> Channel:
 
 
 @pytest.mark.parametrize("bits", [5, 20, 32, 33, 48])
-def test_signed_numbers_come_back_from_their_words(bits: int):
+def test_words_stand_for_signed_numbers_modulo_their_bits(bits: int):
     edge = 1 << (bits - 1)
-    steps = torch.tensor([[-edge, -1, 0, 1, edge - 1]])
-    assert torch.equal(signed(words(steps, bits)[0], bits), steps[0])
+    found = words(torch.tensor([[-edge, -1, 0, 1, edge - 1]]), bits)[0]
+    assert found.tolist() == [edge, 2 * edge - 1, 0, 1, edge - 1]
+    assert found.dtype == (np.uint32 if bits <= 32 else np.uint64)
 
 
 def test_the_masked_sum_is_the_sum_of_the_survivors_to_the_bit():
