@@ -1,12 +1,13 @@
 """A client of the protocol, as a state machine: each message of the server's gives one answer, or is refused.
 
-Figure 4 of Bonawitz et al. 2017. The client trusts nobody to keep the rules: what it is sent has to fit what it was
-told of the round before (`Parameters`, `Context`) and what it has seen in it. A refused message changes nothing, and
-no secret has been used for it. Each stage is passed once, so of any one client's two secrets it gives away one share.
+Figure 4 of Bonawitz et al. 2017. What a client is sent has to fit what it was told of the round before it began
+(`Parameters`, `Context`), and what it has seen in it. A refused message changes nothing. Each stage is passed once, so
+that of the two secrets of any one client it gives away a share of one.
 """
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -33,6 +34,8 @@ from defenses.secagg.refusals import Reason, Rejected
 from defenses.secagg.wire import Kind
 from fl_core.errors import InputError
 
+_ASSOCIATED = struct.Struct("<QII")
+
 _AWAITED = {
     Stage.KEYS: Kind.ANNOUNCE,
     Stage.SHARES: Kind.ROSTER,
@@ -49,7 +52,7 @@ class Client:
     secret bytes, `os.urandom` unless a run is to be repeated. identity, registry: where clients sign, its own Ed25519
     key and everyone's public ones, which it must have from elsewhere than this server. Raises InputError.
 
-    A client must never take part twice in a round of one number: what it signs is unique to that.
+    A client must never take part twice in a round of one number: it signs one set of survivors for each.
     """
 
     def __init__(
@@ -156,9 +159,8 @@ class Client:
                 raise Rejected(Reason.INCONSISTENT, f"keys of client {client} that are not those of the roster")
         if set(leaves) != set(message.members):
             raise Rejected(Reason.GRAPH, "a roster without the keys of some of its members, or with others'")
-        digest = wire.roster_digest(
-            message.members, [leaves[client] for client in message.members], self._registry, self.parameters.clients
-        )
+        listed = [leaves[client] for client in message.members]
+        digest = wire.roster_digest(message.members, listed, self._registry, self.parameters.clients)
         session = keys.session(self.context, digest)
         links = graph.arrange(session, message.members, self.parameters.neighbours)
         neighbours = links.neighbours(self.number)
@@ -166,37 +168,24 @@ class Client:
             raise Rejected(Reason.GRAPH, "neighbours other than the roster's own hash gives")
         agreed = {client: keys.agree(self._share_key, adverts[client].share_key) for client in neighbours}
         pairs = {client: keys.agree(self._mask_key, adverts[client].mask_key) for client in neighbours}
-
-        holders = sorted({*neighbours, self.number})
-        points = [holder + 1 for holder in holders]
-        threshold = self.parameters.threshold
-        if threshold > len(holders):
-            raise Rejected(Reason.THRESHOLD, f"{len(holders)} holders of shares for a threshold of {threshold}")
-        dealt = dict(
-            zip(
-                holders,
-                zip(
-                    shamir.deal(self._mask_secret, points, threshold, self._random),
-                    shamir.deal(self._self_secret, points, threshold, self._random),
-                    strict=True,
-                ),
-                strict=True,
-            )
-        )
-        sealed = tuple(
-            (
-                receiver,
-                keys.encrypt(
-                    keys.share_key(agreed[receiver], session, self.number, receiver),
-                    b"".join(map(wire.write_share, dealt[receiver])),
-                    self._associated(self.number, receiver),
-                ),
-            )
-            for receiver in neighbours
-        )
+        dealt = self._deal([*neighbours, self.number])
+        sealed = []
+        for receiver in neighbours:
+            key = keys.share_key(agreed[receiver], session, self.number, receiver)
+            plain = b"".join(map(wire.write_share, dealt[receiver]))
+            sealed.append((receiver, keys.encrypt(key, plain, self._associated(self.number, receiver))))
         self._members, self._session, self._graph = frozenset(message.members), session, links
         self._agreed, self._pairs, self._own = agreed, pairs, dealt[self.number]
-        return Shares(sealed=sealed)
+        return Shares(sealed=tuple(sealed))
+
+    def _deal(self, holders: Sequence[int]) -> dict[int, tuple[int, int]]:
+        """Each holder's shares of the mask key and of the self-mask secret."""
+        points, threshold = [holder + 1 for holder in holders], self.parameters.threshold
+        if threshold > len(points):
+            raise Rejected(Reason.THRESHOLD, f"{len(points)} holders of shares for a threshold of {threshold}")
+        of_key = shamir.deal(self._mask_secret, points, threshold, self._random)
+        of_self = shamir.deal(self._self_secret, points, threshold, self._random)
+        return dict(zip(holders, zip(of_key, of_self, strict=True), strict=True))
 
     def _read_adverts(self, message: Roster) -> dict[int, Advert]:
         """The neighbours' keys, their signatures verified, no key twice."""
@@ -236,8 +225,7 @@ class Client:
             self._seeds.append((seed, self.number > other))
         assert self._vector is not None
         words = self._vector.copy()
-        for seed, subtract in self._seeds:
-            masks.add(words, seed, subtract=subtract)
+        masks.add_all(words, self._seeds)
         masks.reduce(words, self.parameters.bits)
         self._vector, self._agreed, self._pairs = None, {}, {}
         signature = b""
@@ -310,7 +298,7 @@ class Client:
             raise Rejected(Reason.GRAPH, f"{fewest} in a row {what}, of {self.parameters.window} that it takes")
 
     def _associated(self, sender: int, receiver: int) -> bytes:
-        return self.context.digest + b"".join(map(keys.number, (self.context.round, sender, receiver)))
+        return self.context.digest + _ASSOCIATED.pack(self.context.round, sender, receiver)
 
 
 def check_vector(vector: Words, parameters: Parameters) -> None:

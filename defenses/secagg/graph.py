@@ -3,8 +3,8 @@
 Bell, Bonawitz, Gascón, Lepoint & Raykova 2020 put the clients on a ring in random order and let each mask with, and
 deal its shares to, the k/2 before and the k/2 after it (a Harary graph with its nodes shuffled). A few things have to
 hold but for a small chance, and `sparse` finds the smallest k, and a threshold t, for which they do. Of n clients at
-most C collude with the server and at most D drop out; any client's neighbours are k of the others at random, so the
-tails are hypergeometric, and they are taken n times, once a client (union bound).
+most C collude with the server and at most D drop out. A client's neighbours are k of the others at random, so how many
+of them collude or drop out is hypergeometric; each tail is taken n times, once a client (union bound).
 
 Against a server that follows the protocol, where who drops out does not depend on the graph:
 
@@ -12,14 +12,17 @@ Against a server that follows the protocol, where who drops out does not depend 
 - no k/2 clients in a row all collude or drop out (or the honest survivors could fall apart into separate sums);
 - at least t of a client's neighbours stay to the end (or the round aborts).
 
-A server that does not follow it picks those who "drop out" once it knows the graph, and could cut one client off by
-dropping its neighbours. So there every client looks at the set of survivors that all have signed, and refuses it if
-some k/2 clients in a row hold fewer than `window` survivors. More than can collude, there is an honest survivor in
-every such window, and the honest survivors are linked all round the ring: whoever was dropped, their sum stays one.
-Such a server also has a say in the graph. The order comes from a hash of all public keys, so nobody can choose it, but
-one who speaks last can try other keys of colluding clients until it likes the order. For each trial the chances above
-hold anew: `grinding_bits` = g makes them hold for 2^g trials together. What is not covered: clients that are corrupted
-because of where on the ring they are.
+A server that does not follow it picks those who "drop out" once it knows the graph, and could cut some clients off by
+dropping those around them. So there every client looks at the set of survivors, the one that two thirds of all have
+signed, and refuses it if some k/2 clients in a row hold fewer than `window` survivors. That is more than collude in any
+k/2 in a row, so each holds an honest survivor, and the honest survivors are linked all round the ring: whoever was
+dropped, their sum stays one. (Bell et al. promise less there, a sum over a large part of the clients, for a cost that
+grows with a power of log n; here each client also reads a hash of everyone's keys and everyone's signature.)
+
+Such a server has a say in the graph, too. The order comes from a hash of all public keys, and everyone computes it, so
+it cannot be chosen. But one who speaks last can try other keys of colluding clients until it likes the order. Each
+trial has the chances above: `grinding_bits` = g makes them hold for 2^g trials together. What is not covered: clients
+that are corrupted because of where on the ring they are.
 """
 
 from __future__ import annotations
@@ -109,7 +112,7 @@ def sparse(
     check_number("security_bits", security_bits, minimum=1)
     check_number("correctness_bits", correctness_bits, minimum=1)
     check_number("grinding_bits", grinding_bits, minimum=0)
-    bad, gone = int(corrupt * clients), int(dropout * clients)
+    bad, gone = int(corrupt * clients + 1e-9), int(dropout * clients + 1e-9)  # 0.29 · 100 is 29
     secure = -security_bits - (grinding_bits if malicious else 0)
     for degree in range(2, clients - 1, 2):
         found = _thresholds(clients, degree, bad, gone, secure, -correctness_bits, malicious)
@@ -176,6 +179,10 @@ class Graph:
     ring: tuple[int, ...]
     degree: int
 
+    @property
+    def complete(self) -> bool:
+        return self.degree >= len(self.ring) - 1
+
     @cached_property
     def places(self) -> dict[int, int]:
         return {client: place for place, client in enumerate(self.ring)}
@@ -183,14 +190,14 @@ class Graph:
     def neighbours(self, client: int) -> tuple[int, ...]:
         """Those who mask with `client`, without itself, in order of their numbers."""
         size, place = len(self.ring), self.places[client]
-        if self.degree == size - 1:
+        if self.complete:
             return tuple(sorted(self.ring[:place] + self.ring[place + 1 :]))
         steps = range(1, self.degree // 2 + 1)
         return tuple(sorted(self.ring[(place + sign * step) % size] for step in steps for sign in (-1, 1)))
 
     def fewest_in_a_row(self, chosen: Container[int]) -> int:
-        """How many of `chosen` are at least among any degree/2 clients in a row."""
-        half = max(1, min(self.degree // 2, len(self.ring)))
+        """How many of `chosen` are at least among any degree/2 clients in a row; among all, if all are linked."""
+        half = len(self.ring) if self.complete else self.degree // 2
         held = np.array([client in chosen for client in self.ring], dtype=np.int64)
         sums = np.concatenate([[0], np.cumsum(np.concatenate([held, held[: half - 1]]))])
         return int((sums[half:] - sums[:-half]).min())

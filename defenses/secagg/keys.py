@@ -10,11 +10,12 @@ masks would not cancel.
 from __future__ import annotations
 
 import hashlib
+import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
+from typing import TYPE_CHECKING
 
-import torch
 from cryptography.exceptions import InvalidSignature, InvalidTag
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
@@ -24,12 +25,16 @@ from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
 from defenses.secagg.refusals import Reason, Rejected
 
+if TYPE_CHECKING:
+    import torch
+
 LABEL = b"mirage secure aggregation 1"
 KEY_BYTES = 32
 SIGNATURE_BYTES = 64
 TAG_BYTES = 16
 
 _NONCE = bytes(12)
+_NAME = struct.Struct("<QQ")  # a number as one of `fields`
 _PROBE = X25519PrivateKey.from_private_bytes(bytes(KEY_BYTES))
 
 
@@ -45,6 +50,8 @@ def number(value: int) -> bytes:
 
 def model_hash(tree: Mapping[str, torch.Tensor]) -> bytes:
     """SHA-256 of a model: its tensors' names, types, shapes and bytes, whatever the order or device of the dict."""
+    import torch  # here, as a client that is a process of its own, without a model, need not wait for it
+
     digest = hashlib.sha256(fields(LABEL, b"model"))
     for name in sorted(tree):
         value = tree[name].detach().cpu().contiguous()
@@ -85,7 +92,13 @@ def derive(secret: bytes, binding: bytes, purpose: str, *names: int) -> bytes:
 
     `purpose` and `names` (client numbers) are the info, which keeps the keys of different uses and clients apart.
     """
-    return hkdf(secret, binding, fields(LABEL, purpose.encode(), *(number(name) for name in names)))
+    info = b"".join([_purpose(purpose), *(_NAME.pack(8, name) for name in names)])  # fields(LABEL, purpose, *names)
+    return hkdf(secret, binding, info)
+
+
+@lru_cache(maxsize=64)
+def _purpose(purpose: str) -> bytes:
+    return fields(LABEL, purpose.encode())
 
 
 def hkdf(secret: bytes, salt: bytes, info: bytes) -> bytes:

@@ -8,10 +8,11 @@ around, and reduced once at the end.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, TypeAlias
 
 import numpy as np
-from cryptography.hazmat.primitives.ciphers import Cipher, algorithms
+from cryptography.hazmat.primitives.ciphers import Cipher, CipherContext, algorithms
 from numpy.typing import NDArray
 
 from fl_core.errors import check_number
@@ -22,7 +23,7 @@ SEED_BYTES = 32
 LARGEST_BITS = 62
 
 _CHUNK = 1 << 17  # bytes of the stream at a time: they stay in the cache until they are added
-_ZEROS = bytes(_CHUNK)
+_ZEROS = memoryview(bytes(_CHUNK))
 _LONGEST = 1 << 38  # bytes until ChaCha20's counter of 32 bits starts anew
 
 
@@ -50,19 +51,31 @@ def expand(seed: bytes, length: int, bits: int) -> Words:
 
 
 def add(words: Words, seed: bytes, *, subtract: bool = False) -> None:
-    """Add a seed's mask to `words` in place, or subtract it, modulo 2^32 or 2^64 as the words' type has it.
+    """Add a seed's mask to `words` in place, or subtract it; see `add_all`."""
+    add_all(words, [(seed, subtract)])
 
-    Nothing of the vector's length is allocated. `reduce` the words when all their masks are on.
+
+def add_all(words: Words, seeds: Sequence[tuple[bytes, bool]]) -> None:
+    """Add the masks of all `seeds` to `words` in place, or subtract those that say so, modulo 2^32 or 2^64 as the type
+    of the words has it.
+
+    Nothing of the vector's length is allocated, and each part of it is fetched from memory once. `reduce` the words
+    when all their masks are on.
     """
-    if len(seed) != SEED_BYTES:
-        raise ValueError(f"a seed has {SEED_BYTES} bytes, not {len(seed)}")
     if words.nbytes > _LONGEST:
         raise ValueError(f"a mask of {words.nbytes} bytes repeats itself; the longest has {_LONGEST}")
-    stream = Cipher(algorithms.ChaCha20(seed, bytes(16)), mode=None).encryptor()
+    streams = [(_stream(seed), np.subtract if subtract else np.add) for seed, subtract in seeds]
     scratch = np.empty(min(_CHUNK, words.nbytes) // words.itemsize, dtype=words.dtype.newbyteorder("<"))
     memory = scratch.data.cast("B")
-    combine = np.subtract if subtract else np.add
     for start in range(0, len(words), max(1, len(scratch))):
         part = words[start : start + len(scratch)]
-        stream.update_into(memoryview(_ZEROS)[: part.nbytes], memory[: part.nbytes])
-        combine(part, scratch[: len(part)], out=part)
+        zeros, key_stream, mask = _ZEROS[: part.nbytes], memory[: part.nbytes], scratch[: len(part)]
+        for stream, combine in streams:
+            stream.update_into(zeros, key_stream)
+            combine(part, mask, out=part)
+
+
+def _stream(seed: bytes) -> CipherContext:
+    if len(seed) != SEED_BYTES:
+        raise ValueError(f"a seed has {SEED_BYTES} bytes, not {len(seed)}")
+    return Cipher(algorithms.ChaCha20(seed, bytes(16)), mode=None).encryptor()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import struct
-from dataclasses import astuple, dataclass
+from dataclasses import dataclass
 from enum import StrEnum
 from functools import cached_property
 
@@ -86,7 +86,13 @@ class Parameters:
     ) -> Parameters:
         """The complete graph of Bonawitz et al. 2017; the threshold is ⌊2n/3⌋ + 1 where none is given."""
         least = 2 * clients // 3 + 1
-        return cls(clients=clients, length=length, bits=bits, threshold=threshold or least, malicious=malicious)
+        return cls(
+            clients=clients,
+            length=length,
+            bits=bits,
+            threshold=least if threshold is None else threshold,
+            malicious=malicious,
+        )
 
     @classmethod
     def sparse(cls, design: Sparse, length: int, bits: int) -> Parameters:
@@ -119,8 +125,16 @@ class Parameters:
 
     def encoded(self) -> bytes:
         """All of them, in a fixed layout of `LAYOUT_BYTES`."""
-        n, length, bits, threshold, quorum, neighbours, window, malicious = astuple(self)
-        return _LAYOUT.pack(n, length, bits, threshold, quorum, neighbours or 0, window, malicious)
+        return _LAYOUT.pack(
+            self.clients,
+            self.length,
+            self.bits,
+            self.threshold,
+            self.quorum,
+            self.neighbours or 0,
+            self.window,
+            self.malicious,
+        )
 
     def weakened(self, encoded: bytes) -> bool:
         """Whether others, in that layout, ask for fewer shares or clients than these."""

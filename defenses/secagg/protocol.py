@@ -16,7 +16,7 @@ from defenses.secagg.messages import Masked, Unmask
 from defenses.secagg.parameters import Parameters, Stage
 from defenses.secagg.refusals import Aborted, Rejected
 from defenses.secagg.server import Server
-from fl_core.errors import InputError
+from fl_core.errors import InputError, check_choice
 
 
 def seeded(seed: bytes) -> Callable[[int], bytes]:
@@ -82,6 +82,8 @@ def aggregate(
     own = [contexts] * clients if isinstance(contexts, Context) else list(contexts)
     if len(vectors) != clients or len(own) != clients:
         raise InputError(f"{len(vectors)} vectors and {len(own)} contexts for {clients} clients")
+    for stage in (drops or {}).values():
+        check_choice("drops: a stage", stage, map(str, Stage))
     silent = {client: list(Stage).index(stage) for client, stage in (drops or {}).items()}
     if not all(0 <= client < clients for client in silent):
         raise InputError(f"drops names clients {sorted(silent)}; they are numbered from 0 to {clients - 1}")

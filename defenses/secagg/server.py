@@ -92,7 +92,7 @@ class Server:
         self._sum: Words = np.zeros(parameters.length, dtype=masks.word_type(parameters.bits))
         self._present: Mapping[int, object] = dict.fromkeys(range(parameters.clients))  # who has passed the last stage
         self._adverts: dict[int, Advert] = {}
-        self._advert_seals: dict[int, bytes] = {}
+        self._listings: dict[int, bytes] = {}  # each Advert as a roster has it: its body, and signature if any
         self._public: set[bytes] = set()
         self._sessions: dict[bytes, tuple[bytes, Graph]] = {}  # by the context's digest
         self._leaves: tuple[bytes, ...] = ()
@@ -101,6 +101,11 @@ class Server:
         self._masked: dict[int, bytes] = {}  # with the acknowledgement of each
         self._signatures: dict[int, bytes] = {}
         self._unmasking: dict[int, dict[int, int]] = {}
+
+    @property
+    def taken(self) -> tuple[int, ...]:
+        """Whose messages of this stage have been taken."""
+        return tuple(sorted(self._came(self.stage))) if self.stage else ()
 
     def open(self) -> Outgoing:
         """The first message, to each client."""
@@ -154,7 +159,9 @@ class Server:
             self._present = {}
             return self._outgoing(self._announce)
         if len(came) < self.parameters.quorum:
-            raise Aborted(f"{len(came)} clients have sent their {stage}, of {self.parameters.quorum} that it takes")
+            raise Aborted(
+                f"{len(came)} clients are left at the stage {stage}, of {self.parameters.quorum} that it takes"
+            )
         self._present = dict.fromkeys(came)
         self.stage = self.parameters.stages[self.parameters.stages.index(stage) + 1]
         match stage:
@@ -192,7 +199,8 @@ class Server:
             keys.check_public(key)
         self._public |= public
         self._adverts[client] = advert
-        self._advert_seals[client] = seal if self.parameters.malicious else b""
+        signature = seal if self.parameters.malicious else b""
+        self._listings[client] = b"".join([*advert.body(self.parameters), signature])
 
     def _take_masked(self, client: int, message: Masked) -> None:
         if self.parameters.acknowledged:
@@ -228,10 +236,7 @@ class Server:
             self._sessions[context.digest] = session, graph.arrange(session, members, self.parameters.neighbours)
 
     def _roster(self, client: int) -> Roster:
-        adverts = tuple(
-            (other, b"".join([*self._adverts[other].body(self.parameters), self._advert_seals[other]]))
-            for other in self._graph(client).neighbours(client)
-        )
+        adverts = tuple((other, self._listings[other]) for other in self._graph(client).neighbours(client))
         return Roster(members=tuple(self._present), leaves=self._leaves, adverts=adverts)
 
     def _inbox(self, client: int) -> Inbox:
@@ -253,19 +258,20 @@ class Server:
         total = self._sum
         lost = [client for client in self._dealt if client not in self._masked and self._near(client, self._masked)]
         secrets = self._recovered([*self.survivors, *lost])
+        seeds: list[tuple[bytes, bool]] = []
         for client in self.survivors:
             if keys.commitment(secrets[client], self._context(client), client) != self._adverts[client].commitment:
                 raise Aborted(f"the shares of client {client}'s own mask are not what it had committed to")
-            masks.add(total, keys.self_seed(secrets[client], self._session(client), client), subtract=True)
+            seeds.append((keys.self_seed(secrets[client], self._session(client), client), True))
         for client in lost:
             private = keys.private_key(secrets[client])
             if keys.public_key(private) != self._adverts[client].mask_key:
                 raise Aborted(f"the shares of client {client}'s key are not of the key that it had advertised")
             for other in self._near(client, self._masked):
-                seed = keys.pair_seed(
-                    keys.agree(private, self._adverts[other].mask_key), self._session(client), (client, other)
-                )
-                masks.add(total, seed, subtract=other < client)  # the survivor added it, being the lower of the two
+                agreed = keys.agree(private, self._adverts[other].mask_key)
+                # The lower of the two had added it; what is left of it is the survivor's.
+                seeds.append((keys.pair_seed(agreed, self._session(client), (client, other)), other < client))
+        masks.add_all(total, seeds)
         masks.reduce(total, self.parameters.bits)
         return total
 

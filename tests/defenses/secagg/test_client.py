@@ -101,9 +101,8 @@ def test_neighbours_that_the_server_has_picked_are_refused(parameters):
         assert isinstance(message, Roster)
         listed = dict(message.adverts)
         stranger = next(client for client in message.members if client not in listed and client != 0)
-        advert = played.server._adverts[stranger].body(parameters)
         del listed[min(listed)]
-        listed[stranger] = b"".join([*advert, played.server._advert_seals[stranger]])
+        listed[stranger] = played.server._listings[stranger]
         return dataclasses.replace(message, adverts=tuple(sorted(listed.items())))
 
     assert tampered(parameters, Stage.SHARES, pick) is Reason.GRAPH

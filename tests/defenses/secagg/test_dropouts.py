@@ -123,7 +123,8 @@ def expected_on_graph(played: Cohort, drops: Mapping[int, Stage]) -> list[int] |
         return None
     ring = played.server._graph(0).ring if parameters.neighbours else tuple(sorted(left[Stage.KEYS]))
     size, reach = len(ring), (parameters.neighbours or 2 * len(ring)) // 2
-    rows = [{ring[(at + step) % size] for step in range(reach)} for at in range(size)]
+    row = size if 2 * reach >= size - 1 else reach  # all, where all are linked
+    rows = [{ring[(at + step) % size] for step in range(row)} for at in range(size)]
     near = {client: {ring[(at + step) % size] for step in range(-reach, reach + 1)} for at, client in enumerate(ring)}
     dealt = left[Stage.SHARES]
     # Who has too few holders of its shares goes no further.
@@ -133,7 +134,7 @@ def expected_on_graph(played: Cohort, drops: Mapping[int, Stage]) -> list[int] |
     if any(len(left[stage]) < parameters.quorum for stage in parameters.stages if stage is not Stage.UNMASK):
         return None
     survivors = left[Stage.MASKED]
-    if any(len(some & row) < parameters.window for some in (dealt, survivors) for row in rows):
+    if any(len(some & part) < parameters.window for some in (dealt, survivors) for part in rows):
         return None
     for client in dealt:
         if near[client] & survivors and len(near[client] & left[Stage.UNMASK]) < parameters.threshold:

@@ -134,13 +134,14 @@ def in_a_row(ring: tuple[int, ...], half: int, chosen: set[int]) -> int:
     return min(len(chosen & {ring[(at + step) % len(ring)] for step in range(half)}) for at in range(len(ring)))
 
 
-@pytest.mark.parametrize("degree", [2, 6, 10, 40])
+@pytest.mark.parametrize("degree", [2, 6, 10, 38, 40])
 def test_the_fewest_in_a_row_are_counted_round_the_ring(degree):
     rng = random.Random(degree)
     made = arrange(b"r" * 32, range(41), degree)
     for _ in range(50):
         chosen = set(rng.sample(range(41), rng.randrange(42)))
-        assert made.fewest_in_a_row(chosen) == in_a_row(made.ring, degree // 2, chosen)
+        # Among all, where all are linked.
+        assert made.fewest_in_a_row(chosen) == in_a_row(made.ring, 41 if degree == 40 else degree // 2, chosen)
 
 
 def pieces(made: Graph, kept: set[int]) -> int:
@@ -176,6 +177,11 @@ def test_without_the_window_a_server_cuts_one_client_off_by_dropping_its_neighbo
     survivors = set(range(60)) - set(made.neighbours(7))
     assert pieces(made, survivors) == 2
     assert made.fewest_in_a_row(survivors) == 0
+
+
+def test_a_share_of_the_clients_is_not_rounded_down_by_floating_point():
+    assert 0.29 * 100 < 29
+    assert sparse(100, corrupt=0.1, dropout=0.29).quorum == 71
 
 
 def test_the_design_says_what_it_is_for():

@@ -163,7 +163,7 @@ def test_a_round_that_is_over_stays_over():
     with pytest.raises(Aborted, match="over"):
         played.server.close()
     few = cohort(COMPLETE)
-    with pytest.raises(Aborted, match="3 clients have sent their keys, of 4 that it takes"):
+    with pytest.raises(Aborted, match="3 clients are left at the stage keys, of 4 that it takes"):
         few.play(drops={0: Stage.KEYS, 1: Stage.KEYS, 2: Stage.KEYS})
     late = few.clients[3]
     assert late.stage is Stage.SHARES
@@ -232,7 +232,12 @@ def test_a_server_that_cannot_be_is_an_input_error(contexts, registry, said):
 
 @pytest.mark.parametrize(
     ("fields", "said"),
-    [({"vectors": []}, "0 vectors"), ({"drops": {6: Stage.KEYS}}, "drops"), ({"contexts": []}, "0 contexts")],
+    [
+        ({"vectors": []}, "0 vectors"),
+        ({"drops": {6: Stage.KEYS}}, "drops"),
+        ({"drops": {1: "mask"}}, "allowed: check, keys, masked"),
+        ({"contexts": []}, "0 contexts"),
+    ],
 )
 def test_a_round_that_cannot_be_is_an_input_error(fields, said):
     right = {"vectors": vectors(COMPLETE), "contexts": COMPLETE.context(1, MODEL)} | fields
