@@ -32,9 +32,10 @@ from defenses.secagg.protocol import seeded
 from defenses.secagg.refusals import Aborted
 from experiments.studies import dropout_figure, two_stories
 from experiments.studies.base import Setting, Study, Values
-from experiments.studies.dropout_figure import EACH, FOR_ALL, FOR_THRESHOLD, NONE
+from experiments.studies.dropout_figure import EACH, EACH_NOISY, FOR_ALL, FOR_THRESHOLD, NONE
 from experiments.studies.tampering import (
     Channel,
+    as_plain,
     blind_guesses,
     clipped,
     decibels,
@@ -42,6 +43,7 @@ from experiments.studies.tampering import (
     flat,
     masked_sum,
     picture_rows,
+    plain,
     row,
     to_all,
     updates_of,
@@ -115,6 +117,7 @@ class Dropout(Study):
                 f"{self.clients} clients and as many non-members need {2 * self.clients} pictures, and the pool has "
                 f"{len(setting.pool)}; lower study.clients or raise data.limit"
             )
+        _ = self.channels(1)  # they check their own numbers
 
     def points(self) -> list[Values]:
         return [
@@ -143,19 +146,18 @@ class Dropout(Study):
 
     def channels(self, length: int) -> dict[str, Channel]:
         """Without noise, with noise that promises `epsilon` with all shares, and with those of `planned` clients."""
-        plain = Channel(clients=self.clients, length=length, bits=self.bits, clip_norm=self.clip_norm)
         guess = math.log(1 / (2 * rho_for(self.epsilon, self.delta)) ** 0.5)
 
-        def with_shares(shares: int) -> Channel:
-            def channel(noise_multiplier: float) -> Channel:
-                return Channel(
-                    clients=self.clients,
-                    length=length,
-                    bits=self.bits,
-                    clip_norm=self.clip_norm,
-                    noise_multiplier=noise_multiplier,
-                )
+        def channel(noise_multiplier: float) -> Channel:
+            return Channel(
+                clients=self.clients,
+                length=length,
+                bits=self.bits,
+                clip_norm=self.clip_norm,
+                noise_multiplier=noise_multiplier,
+            )
 
+        def planned_for(shares: int) -> Channel:
             def epsilon_of(noise_multiplier: float) -> float:
                 promised = channel(noise_multiplier).epsilon(shares, self.delta)
                 assert promised is not None
@@ -163,95 +165,71 @@ class Dropout(Study):
 
             return channel(smallest_noise(epsilon_of, self.epsilon, guess))
 
-        return {NONE: plain, FOR_ALL: with_shares(self.clients), FOR_THRESHOLD: with_shares(self.planned)}
+        return {NONE: channel(0.0), FOR_ALL: planned_for(self.clients), FOR_THRESHOLD: planned_for(self.planned)}
 
     # All but some are said to have dropped out
 
     def _survivors(self, count: int, model: MLP, start: Tree, setting: Setting) -> Values:
-        pool, public = setting.pool, setting.test.images[:PUBLIC]
+        known = setting.test.select(torch.arange(min(PUBLIC, len(setting.test))))
         channels = self.channels(sum(value.numel() for value in start.values()))
-        prior = linear_prior(setting.test.images)
-        known = ImageSet(public, setting.test.labels[:PUBLIC], pool.classes)
-        mean = clipped(self._updates(model, start, known, torch.arange(len(public))), self.clip_norm).mean(0).double()
-        trials = [
-            self._trial(trial, count, model, start, channels, pool, prior, mean, setting.seed)
-            for trial in range(self.trials)
-        ]
+        scene = _Scene(
+            model=model,
+            start=start,
+            pool=setting.pool,
+            prior=linear_prior(setting.test.images),
+            mean=clipped(_updates(model, start, known, torch.arange(len(known))), self.clip_norm).mean(0).double(),
+            seen={name: (channel, count) for name, channel in channels.items()}
+            | {EACH: (channels[NONE], 1), EACH_NOISY: (channels[FOR_ALL], 1)},
+        )
+        trials = [self._trial(scene, count, setting.seed, trial) for trial in range(self.trials)]
         truth = torch.stack([one.truth for one in trials])
         rows = []
-        for name in trials[0].pictures:
-            found = torch.stack([one.pictures[name] for one in trials])
-            rows += picture_rows(decibels(found, truth), server=name)
+        for name, (channel, shares) in scene.seen.items():
+            rows += picture_rows(decibels(torch.stack([one.pictures[name] for one in trials]), truth), server=name)
             scores = np.stack([one.scores[name] for one in trials])
-            members = np.stack([one.members[name] for one in trials])
-            summary = bootstrap_over_replicas(scores, members, fpr=1.0)
+            summary = bootstrap_over_replicas(scores, np.stack([one.members[name] for one in trials]), fpr=1.0)
             rows.append(row(summary.auc, metric="auc", server=name))
-            noise = FOR_ALL if name.startswith(EACH) else name
-            shares = 1 if name.startswith(EACH) else count
-            channel = channels[NONE] if name == EACH else channels[noise]
-            promised = channel.epsilon(shares, self.delta)
-            rows.append({"metric": "epsilon", "server": name, "value": promised, "low": None, "high": None})
-            if channel.grid:
-                mu = math.sqrt(2 * channel.grid.rho_with(shares))
-                ceiling = float(norm.cdf(mu / math.sqrt(2)))
-                rows.append({"metric": "auc ceiling", "server": name, "value": ceiling, "low": None, "high": None})
+            rows.append(plain(channel.epsilon(shares, self.delta), metric="epsilon", server=name))
+            if channel.grid:  # of a Gaussian mechanism μ = √2ρ, AUC = Φ(μ/√2)
+                ceiling = float(norm.cdf(math.sqrt(channel.grid.rho_with(shares))))
+                rows.append(plain(ceiling, metric="auc ceiling", server=name))
         for name, guess in blind_guesses(truth, setting.test.images).items():
             rows += picture_rows(decibels(guess, truth), server=name)
         for variant in variants(self.clients):
             ends = [one.ends[variant.name] for one in trials]
             told = Counter(end for end in ends if end)
             note = "; ".join(f"{times} times {end}" for end, times in told.most_common())
-            accepted = clopper_pearson(ends.count(""), len(ends))
-            rows.append(row(accepted, metric="a sum", server=variant.name, note=note))
-        shown = {name: [one.pictures[name].clamp(0, 1) for one in trials[:SHOWN]] for name in trials[0].pictures}
-        shown["truth"] = [one.truth for one in trials[:SHOWN]]
-        kept = {name: [(one * 1000).round().div(1000).tolist() for one in each] for name, each in shown.items()}
-        return {"rows": rows, "pictures": kept}
+            rows.append(row(clopper_pearson(ends.count(""), len(ends)), metric="a sum", server=variant.name, note=note))
+        shown = {name: as_plain(torch.stack([one.pictures[name] for one in trials[:SHOWN]])) for name in scene.seen}
+        return {"rows": rows, "pictures": shown | {"truth": as_plain(truth[:SHOWN])}}
 
-    def _updates(self, model: MLP, start: Tree, data: ImageSet, held: Tensor) -> Tensor:
-        """The updates [pictures, d] of clients with one of these rows of `data` each."""
-        return flat(updates_of(model, to_all(start, len(held)), data, [[one] for one in held.split(1)]))
-
-    def _trial(
-        self,
-        trial: int,
-        count: int,
-        model: MLP,
-        start: Tree,
-        channels: dict[str, Channel],
-        pool: ImageSet,
-        prior: LinearPrior,
-        mean: Tensor,
-        run: int,
-    ) -> _Trial:
+    def _trial(self, scene: _Scene, count: int, run: int, trial: int) -> _Trial:
         """One cohort; the victim and those who sit after it survive."""
-        clients, seat = self.clients, trial % self.clients
-        held = drawn(pool, 2 * clients, run, trial)  # the second half are candidates that are no members
-        vectors = clipped(self._updates(model, start, pool, held), self.clip_norm)
+        clients, seat, shape = self.clients, trial % self.clients, scene.pool.shape
+        held = drawn(scene.pool, 2 * clients, run, trial)  # the second half are candidates that are no members
+        vectors = clipped(_updates(scene.model, scene.start, scene.pool, held), self.clip_norm)
         survivors = {(seat + step) % clients for step in range(count)}
         drops = {client: Stage.MASKED for client in range(clients) if client not in survivors}
         free = Parameters.complete(clients, vectors.shape[1], self.bits, 1)
-        seen: dict[str, tuple[Tensor, float, int]] = {}
-        ends: dict[str, str] = {}
-        for name, channel in channels.items():
+        centred = vectors.double() - scene.mean
+        centred = centred / centred.norm(dim=1, keepdim=True)
+        pictures, scores, members, ends = {}, {}, {}, {}
+        for name, (channel, shares) in scene.seen.items():
             steps = channel.encode(vectors[:clients], run, trial)
-            total = masked_sum(steps, free, free.context(trial, NO_HASH), run, trial, drops)
-            seen[name] = channel.decode(total), channel.error(count), count
+            if name in (EACH, EACH_NOISY):
+                inside, seen = {seat}, steps[seat]
+            else:
+                inside = survivors
+                seen = masked_sum(steps, free, free.context(trial, NO_HASH), run, trial, drops)
             if name == NONE:
                 ends = {one.name: self._end(one, steps, drops, run, trial) for one in variants(clients)}
-                seen[EACH] = channel.decode(steps[seat]), channel.error(1), 1
-            elif name == FOR_ALL:
-                seen[f"{EACH}, {name}"] = channel.decode(steps[seat]), channel.error(1), 1
-        centred = vectors.double() - mean
-        centred = centred / centred.norm(dim=1, keepdim=True)
-        pictures, scores, members = {}, {}, {}
-        for name, (vector, error, shares) in seen.items():
-            told = LayerKnowledge(weight="hidden.0.weight", bias="hidden.0.bias", shape=pool.shape, error=error)
-            pictures[name] = prior.estimate(*layer_input(cut(vector[None], to_all(start, 1)), told))[0].float()
-            scores[name] = (centred @ (vector - shares * mean)).numpy()
-            inside = {seat} if name.startswith(EACH) else survivors
+            vector, error = channel.decode(seen), channel.error(shares)
+            told = LayerKnowledge(weight="hidden.0.weight", bias="hidden.0.bias", shape=shape, error=error)
+            found = layer_input(cut(vector[None], to_all(scene.start, 1)), told)
+            pictures[name] = scene.prior.estimate(*found)[0].float()
+            scores[name] = (centred @ (vector - shares * scene.mean)).numpy()
             members[name] = np.isin(np.arange(2 * clients), sorted(inside))
-        return _Trial(truth=pool.images[held[seat]], pictures=pictures, scores=scores, members=members, ends=ends)
+        return _Trial(truth=scene.pool.images[held[seat]], pictures=pictures, scores=scores, members=members, ends=ends)
 
     def _end(self, variant: Variant, steps: Tensor, drops: dict[int, Stage], run: int, trial: int) -> str:
         """How the round ends: empty for a sum."""
@@ -271,7 +249,7 @@ class Dropout(Study):
         for trial in range(self.trials):
             clients, seat = self.clients, trial % self.clients
             held = drawn(setting.pool, clients, setting.seed, trial)
-            vectors = clipped(self._updates(model, start, setting.pool, held), self.clip_norm)
+            vectors = clipped(_updates(model, start, setting.pool, held), self.clip_norm)
             channel = Channel(clients=clients, length=vectors.shape[1], bits=self.bits, clip_norm=self.clip_norm)
             sent = words(channel.encode(vectors, setting.seed, trial), self.bits)
             parameters = Parameters.complete(
@@ -300,6 +278,21 @@ class Dropout(Study):
 
 
 @dataclass(frozen=True, kw_only=True)
+class _Scene:
+    """What all cohorts of a point share; `mean` [d] is that of public pictures' updates.
+
+    `seen` says, by what the server sees, how vectors travel and how many of them are in it.
+    """
+
+    model: MLP
+    start: Tree
+    pool: ImageSet
+    prior: LinearPrior
+    mean: Tensor
+    seen: dict[str, tuple[Channel, int]]
+
+
+@dataclass(frozen=True, kw_only=True)
 class _Trial:
     """One cohort: the victim's picture and what was made of it, everyone's scores, by what the server sees."""
 
@@ -308,3 +301,8 @@ class _Trial:
     scores: dict[str, np.ndarray]
     members: dict[str, np.ndarray]
     ends: dict[str, str]
+
+
+def _updates(model: MLP, start: Tree, data: ImageSet, held: Tensor) -> Tensor:
+    """The updates [pictures, d] of clients with one of these rows of `data` each."""
+    return flat(updates_of(model, to_all(start, len(held)), data, [[one] for one in held.split(1)]))

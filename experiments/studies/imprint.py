@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from attacks.metrics import mean_interval
 from attacks.reconstruction.imprint import (
+    BIAS,
     WEIGHT,
     Imprint,
     Kind,
@@ -26,7 +27,7 @@ from attacks.reconstruction.imprint import (
     ruler,
     trap_ruler,
 )
-from attacks.reconstruction.prior import linear_prior
+from attacks.reconstruction.prior import LinearPrior, linear_prior
 from defenses.noise import cut
 from defenses.secagg.parameters import Parameters
 from experiments.studies import imprint_figure
@@ -44,15 +45,16 @@ from experiments.studies.tampering import (
     drawn,
     flat,
     masked_sum,
+    plain,
     row,
     to_all,
     updates_of,
 )
-from fl_core.architectures import MLP
+from fl_core.architectures import MLP, centred
 from fl_core.errors import InputError, check_number
 from fl_core.models import initial_parameters, logits
 from fl_core.optimizers import Tree
-from fl_core.seeds import seed
+from fl_core.seeds import generator, seed
 
 ENOUGH = 2048  # pictures a point of the crowd, over its trials
 NO_HASH = bytes(32)
@@ -65,7 +67,8 @@ class ImprintSum(Study):
     Then `cohort` clients with `cohort_batch` pictures each, a layer of `units` units and `trials` cohorts: whose
     updates are clipped to `clip_norm`, rounded so that a sum takes each of `bits`, and given noise in shares by each of
     `noise_multipliers`; who take `steps` local steps at the rate `lr`, each on pictures of its own; and who look at the
-    layer. The model beside the layer is a perceptron of one hidden layer of `hidden` units.
+    layer. The model beside the layer is a perceptron of one hidden layer of `hidden` units. A dense layer's gain is its
+    number of units and the others' is 8, which makes nearly all of an update's length the layer's.
     """
 
     clients: Sequence[int] = (1, 4, 16, 64)
@@ -108,6 +111,10 @@ class ImprintSum(Study):
                 f"a cohort needs {needed} pictures, and the pool has {len(setting.pool)}; lower study.clients, "
                 "study.batch, study.cohort_batch or study.steps, or raise data.limit"
             )
+        for bits in self.bits:
+            _ = self._channel(1, bits).step  # it checks its own numbers
+        for multiplier in self.noise_multipliers:
+            _ = self._channel(1, self.noise_bits, multiplier).step
         largest = max([*self.bins, self.units])
         if len(setting.test) < largest:
             raise InputError(
@@ -167,12 +174,11 @@ class ImprintSum(Study):
                 answer = scene.read(total, clients)
                 pictures = scene.pool.images[held.flatten()]
                 shares.append(float((scene.recovered(answer, pictures) >= RECOVERED_DB).mean()))
-                single = answer.single[0]
-                sure.append(
-                    float((scene.ruler.fires(pictures).sum(0)[single] == 1).double().mean()) if single.any() else 0
-                )
+                held_by = scene.ruler.fires(pictures).sum(0)[answer.single[0]]
+                if len(held_by):
+                    sure.append(float((held_by == 1).double().mean()))
             found.append(row(mean_interval(np.array(shares)), metric="recovered", kind=kind))
-            found.append(row(mean_interval(np.array(sure)), metric="single", kind=kind))
+            found.append(row(mean_interval(np.array(sure)) if sure else None, metric="single", kind=kind))
         return found
 
     # Fixed point
@@ -197,7 +203,7 @@ class ImprintSum(Study):
             shares, levels = [], []
             for trial in range(self.trials):
                 held, updates = self._cohort(scene, trial, setting.seed)
-                channel = Channel(clients=self.cohort, length=scene.length, bits=bits, clip_norm=self.clip_norm)
+                channel = self._channel(scene.length, bits)
                 total, _ = self._through(channel, updates, setting.seed, trial)
                 answer = scene.read(total, self.cohort, channel.error(self.cohort))
                 pictures = scene.pool.images[held.flatten()]
@@ -214,54 +220,57 @@ class ImprintSum(Study):
 
     def _noise(self, noise_multiplier: float, setting: Setting) -> Values:
         prior = linear_prior(setting.test.images)
-        rows, kept = [], {}
+        rows, kept = self._honest(noise_multiplier, setting), {}
         for kind in (DENSE, SPARSE, TRAPS):
-            scene = self.scene(kind, self.units, setting)
-            channel = self._noisy(scene.length, noise_multiplier)
-            found: dict[str, list[Array]] = {SUM: [], EACH: []}
-            labels: dict[str, list[float]] = {SUM: [], EACH: []}
-            counting = self._counting(scene.model, scene.sent, setting)
-            for trial in range(self.trials):
-                held, updates = self._cohort(scene, trial, setting.seed)
-                total, each = self._through(channel, updates, setting.seed, trial)
-                pictures = scene.pool.images[held]
-                answer = scene.read(total, self.cohort, channel.error(self.cohort))
-                found[SUM].append(scene.recovered(answer, pictures.flatten(0, 1), prior))
-                alone = scene.alone(pictures.flatten(0, 1))
-                if kind == SPARSE and trial == 0:
-                    kept = scene.shown(answer, pictures.flatten(0, 1), alone, prior)
-                own = [
-                    scene.recovered(
-                        scene.read({name: value[[client]] for name, value in each.items()}, 1, channel.error(1)),
-                        pictures[client],
-                        prior,
-                    )
-                    for client in range(self.cohort)
-                ]
-                found[EACH].append(np.concatenate(own))
-                labels[SUM].append(counting.of(total, held.view(1, -1)))
-                labels[EACH].append(counting.of(each, held))
-            for server in (SUM, EACH):
-                about = {"kind": kind, "server": server}
-                shares = [float((one >= RECOGNISED_DB).mean()) for one in found[server]]
-                rows.append(row(mean_interval(np.array(shares)), metric="recognised", **about))
-                means = np.array([float(one.mean()) for one in found[server]])
-                rows.append(row(mean_interval(means), metric="psnr", **about))
-                rows.append(row(mean_interval(np.array(labels[server])), metric="labels", **about))
-                promised = channel.epsilon(self.cohort if server == SUM else 1, self.delta)
-                rows.append({"metric": "epsilon", "value": promised, "low": None, "high": None, **about})
-        rows += self._honest(noise_multiplier, setting)
+            more, shown = self._noised(kind, noise_multiplier, prior, setting)
+            rows += more
+            if kind == SPARSE:
+                kept = shown
         truth = setting.pool.images[drawn(setting.pool, self.cohort * self.cohort_batch, setting.seed, 0)]
         for name, guess in blind_guesses(truth, setting.test.images).items():
-            about = {"kind": name, "server": "blind"}
-            rows.append(row(mean_interval(decibels(guess, truth)), metric="psnr", **about))
+            rows.append(row(mean_interval(decibels(guess, truth)), metric="psnr", kind=name, server="blind"))
         return {"rows": rows, "pictures": kept}
 
-    def _noisy(self, length: int, noise_multiplier: float) -> Channel:
+    def _noised(
+        self, kind: Kind, noise_multiplier: float, prior: LinearPrior, setting: Setting
+    ) -> tuple[list[Values], Values]:
+        """Pictures and labels that the sum gives away, and those that each update does; and some pictures."""
+        scene = self.scene(kind, self.units, setting)
+        channel = self._channel(scene.length, self.noise_bits, noise_multiplier)
+        counting = self._counting(scene.model, scene.sent, setting)
+        found: dict[str, list[Array]] = {SUM: [], EACH: []}
+        labels: dict[str, list[float]] = {SUM: [], EACH: []}
+        kept: Values = {}
+        for trial in range(self.trials):
+            held, updates = self._cohort(scene, trial, setting.seed)
+            total, each = self._through(channel, updates, setting.seed, trial)
+            labels[SUM].append(counting.of(total, held.view(1, -1)))
+            labels[EACH].append(counting.of(each, held))
+            whole = scene.pool.images[held.flatten()]
+            answer = scene.read(total, self.cohort, channel.error(self.cohort))
+            found[SUM].append(scene.recovered(answer, whole, prior))
+            own = []
+            for client, examples in enumerate(held):
+                mine = scene.read({name: value[[client]] for name, value in each.items()}, 1, channel.error(1))
+                own.append(scene.recovered(mine, scene.pool.images[examples], prior))
+            found[EACH].append(np.concatenate(own))
+            if trial == 0:
+                kept = scene.shown(answer, whole, scene.alone(whole), prior)
+        rows: list[Values] = []
+        for server, shares in ((SUM, self.cohort), (EACH, 1)):
+            about = {"kind": kind, "server": server}
+            recognised = np.array([(one >= RECOGNISED_DB).mean() for one in found[server]])
+            rows.append(row(mean_interval(recognised), metric="recognised", **about))
+            rows.append(row(mean_interval(np.array([one.mean() for one in found[server]])), metric="psnr", **about))
+            rows.append(row(mean_interval(np.array(labels[server])), metric="labels", **about))
+            rows.append(plain(channel.epsilon(shares, self.delta), metric="epsilon", **about))
+        return rows, kept
+
+    def _channel(self, length: int, bits: int, noise_multiplier: float = 0.0) -> Channel:
         return Channel(
             clients=self.cohort,
             length=length,
-            bits=self.noise_bits,
+            bits=bits,
             clip_norm=self.clip_norm,
             noise_multiplier=noise_multiplier,
         )
@@ -271,7 +280,8 @@ class ImprintSum(Study):
         pool = setting.pool
         model = MLP(pool.shape, len(pool.classes), hidden=(self.hidden,))
         start = initial_parameters(model, seed(setting.seed, "model"))
-        channel = self._noisy(sum(value.numel() for value in start.values()), noise_multiplier)
+        length = sum(value.numel() for value in start.values())
+        channel = self._channel(length, self.noise_bits, noise_multiplier)
         counting = self._counting(model, start, setting)
         labels: dict[str, list[float]] = {SUM: [], EACH: []}
         for trial in range(self.trials):
@@ -288,15 +298,13 @@ class ImprintSum(Study):
     def _counting(self, model: nn.Module, sent: Tree, setting: Setting) -> Counting:
         """What the server needs to count labels, from the test pictures alone."""
         public = setting.test
-        chances = (
-            logits(model, {name: value[None] for name, value in sent.items()}, public.images)[0].softmax(-1).mean(0)
-        )
+        scores = logits(model, {name: value[None] for name, value in sent.items()}, public.images)[0]
         clients = min(20, len(public) // self.cohort_batch)
         batches = torch.arange(clients * self.cohort_batch).view(clients, -1)
         updates = updates_of(model, to_all(sent, clients), public, [[rows] for rows in batches])
         lengths = torch.linalg.vector_norm(flat(updates), dim=1)
         return Counting(
-            chances=chances,
+            chances=scores.softmax(-1).mean(0),
             scale=float(lengths.clamp(min=self.clip_norm).mean() / self.clip_norm),
             labels=setting.pool.labels,
             batch=self.cohort_batch,
@@ -329,33 +337,30 @@ class ImprintSum(Study):
 
     def _rows(self, setting: Setting) -> list[Values]:
         """Scores of a first layer that a client can compute from what it was sent and its own pictures."""
-        pool, found = setting.pool, []
-        plain = MLP(pool.shape, len(pool.classes), hidden=(self.units,))
-        new = initial_parameters(plain, seed(setting.seed, "model"))
+        pool = setting.pool
         held = drawn(pool, min(len(pool), 512), setting.seed, 0)
-        batches = [
-            held[torch.randint(len(held), (32,), generator=torch.Generator().manual_seed(one))] for one in range(300)
-        ]
-        trained = updates_of(plain, to_all(new, 1), pool, [batches], self.lr)
-        layers = {
-            "a new layer": (new["hidden.0.weight"], new["hidden.0.bias"]),
-            "a trained layer": tuple(new[name] + trained[name][0] for name in ("hidden.0.weight", "hidden.0.bias")),
-        }
+        pixels = pool.images[held].flatten(1)
+        model = MLP(pool.shape, len(pool.classes), hidden=(self.units,))
+        new = initial_parameters(model, seed(setting.seed, "model"))
+        draw = generator(setting.seed, "batches")
+        batches = [held[torch.randint(len(held), (32,), generator=draw)] for _ in range(300)]
+        moved = updates_of(model, to_all(new, 1), pool, [batches], self.lr)
+        trained = {name: value + moved[name][0] for name, value in new.items()}
+        found = []
+        for name, tree in (("a new layer", new), ("a trained layer", trained)):
+            found += _scores(name, tree["hidden.0.weight"], tree["hidden.0.bias"], centred(pixels))
         for kind in (DENSE, SPARSE, TRAPS):
             sent = self.scene(kind, self.units, setting).sent
-            layers[kind] = (sent[WEIGHT], sent["imprint.bias"])
-        own = pool.images[held].flatten(1)
-        for name, (weight, bias) in layers.items():
-            directions = nn.functional.normalize(weight, dim=1)
-            cosines = (directions @ directions.T - torch.eye(len(weight))).abs()
-            inputs = 2 * own - 1 if name.startswith("a ") else own
-            scores = {
-                "largest cosine": float(cosines.max()),
-                "stable rank": float(weight.square().sum() / torch.linalg.matrix_norm(weight, 2) ** 2),
-                "fired": float((inputs @ weight.T + bias > 0).double().mean()),
-            }
-            found += [
-                {"metric": metric, "kind": name, "value": value, "low": None, "high": None}
-                for metric, value in scores.items()
-            ]
+            found += _scores(kind, sent[WEIGHT], sent[BIAS], pixels)
         return found
+
+
+def _scores(name: str, weight: Tensor, bias: Tensor, inputs: Tensor) -> list[Values]:
+    directions = nn.functional.normalize(weight, dim=1)
+    cosines = (directions @ directions.T - torch.eye(len(weight))).abs()
+    scores = {
+        "largest cosine": cosines.max(),
+        "stable rank": weight.square().sum() / torch.linalg.matrix_norm(weight, 2) ** 2,
+        "fired": (inputs @ weight.T + bias > 0).double().mean(),
+    }
+    return [plain(float(value), metric=metric, kind=name) for metric, value in scores.items()]

@@ -13,7 +13,7 @@ from attacks.reconstruction.imprint import Imprint, ImprintKnowledge, Imprints, 
 from attacks.reconstruction.labels import label_counts
 from attacks.reconstruction.prior import LinearPrior
 from experiments.studies.base import Values
-from experiments.studies.tampering import Array, decibels, seen_by_server, to_all, updates_of
+from experiments.studies.tampering import Array, as_plain, decibels, seen_by_server, to_all, updates_of
 from fl_core.data import ImageSet
 from fl_core.optimizers import Tree
 
@@ -82,8 +82,7 @@ class Scene:
         """The first pictures that are alone, and what was made of them, for the figure."""
         chosen = np.flatnonzero(alone)[:SHOWN]
         found, _ = self.answers(answer, pictures, prior)
-        both = {"truth": pictures[chosen], "found": found[chosen].clamp(0, 1)}
-        return {name: (value * 1000).round().div(1000).tolist() for name, value in both.items()}
+        return {"truth": as_plain(pictures[chosen]), "found": as_plain(found[chosen])}
 
 
 @dataclass(frozen=True, kw_only=True)

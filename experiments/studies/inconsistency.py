@@ -32,6 +32,7 @@ from experiments.studies.inconsistency_figure import EACH, ONE, TWO
 from experiments.studies.tampering import (
     RECOVERED_DB,
     Channel,
+    as_plain,
     blind_guesses,
     clipped,
     decibels,
@@ -39,6 +40,7 @@ from experiments.studies.tampering import (
     flat,
     masked_sum,
     picture_rows,
+    plain,
     row,
     seen_by_server,
     to_all,
@@ -103,6 +105,9 @@ class Inconsistency(Study):
                 "study.batch_clients or study.batch, or raise data.limit"
             )
 
+        for multiplier in self.noise_multipliers:
+            _ = self.channel(self.noisy_clients, 1, multiplier).step  # it checks its own numbers
+
     def points(self) -> list[Values]:
         return [
             *({"part": "pictures", "clients": count} for count in self.clients),
@@ -150,7 +155,7 @@ class Inconsistency(Study):
             rows.append(row(mean_interval(cosines.double().numpy()), metric="cosine", server=server))
             shares = 1 if server == EACH else clients
             promised = channel.epsilon(shares, self.delta)
-            rows.append({"metric": "epsilon", "server": server, "value": promised, "low": None, "high": None})
+            rows.append(plain(promised, metric="epsilon", server=server))
         for name, guess in blind_guesses(truth, setting.test.images).items():
             rows += picture_rows(decibels(guess, truth), server=name)
         for variant in trials[0].ends:
@@ -158,10 +163,8 @@ class Inconsistency(Study):
             aborted = clopper_pearson(self.trials - ends["a sum"], self.trials)
             note = "; ".join(f"{count} times {end}" for end, count in ends.most_common())
             rows.append(row(aborted, metric="aborted", server=f"{HASHED} ({variant})", note=note))
-        shown = {server: [one.pictures[server].clamp(0, 1) for one in trials[:SHOWN]] for server in SERVERS}
-        shown["truth"] = [one.truth for one in trials[:SHOWN]]
-        kept = {name: [_plain(one) for one in each] for name, each in shown.items()}
-        return {"rows": rows, "pictures": kept, "classes": len(pool.classes)}
+        shown = {server: as_plain(torch.stack([one.pictures[server] for one in trials[:SHOWN]])) for server in SERVERS}
+        return {"rows": rows, "pictures": shown | {"truth": as_plain(truth[:SHOWN])}, "classes": len(pool.classes)}
 
     def _trial(
         self, model: MLP, start: Tree, channel: Channel, pool: ImageSet, prior: LinearPrior, run: int, trial: int
@@ -271,8 +274,3 @@ def _cosine(tree: Tree, own: Tree, without: Sequence[str]) -> float:
 def _label(tree: Tree) -> int:
     """An update is minus a gradient."""
     return int(infer_label_from_weights({"head.weight": -tree["head.weight"]}, "head.weight"))
-
-
-def _plain(picture: Tensor) -> list[object]:
-    plain: list[object] = (picture * 1000).round().div(1000).tolist()
-    return plain

@@ -182,6 +182,11 @@ def row(interval: Interval | None, **about: Any) -> Values:
     return {**about, "value": value, "low": low, "high": high}
 
 
+def plain(value: float | None, **about: Any) -> Values:
+    """A number that was computed and not estimated, without an interval."""
+    return {**about, "value": value, "low": None, "high": None}
+
+
 def decibels(recovered: Tensor, truth: Tensor) -> Array:
     """PSNR [pictures], of pixels cut to [0, 1], at most EXACT_DB, which says exact."""
     return np.minimum(psnr(recovered.clamp(0, 1), truth), EXACT_DB)
@@ -193,6 +198,12 @@ def picture_rows(found: Array, **about: Any) -> list[Values]:
     for metric, least in (("recognised", RECOGNISED_DB), ("exact", EXACT_DB)):
         rows.append(row(clopper_pearson(int((found >= least).sum()), len(found)), metric=metric, **about))
     return rows
+
+
+def as_plain(pictures: Tensor) -> list[Any]:
+    """Pictures for a record: pixels cut to [0, 1], in thousandths."""
+    found: list[Any] = (pictures.clamp(0, 1) * 1000).round().div(1000).tolist()
+    return found
 
 
 def blind_guesses(truth: Tensor, public: Tensor) -> dict[str, Tensor]:
