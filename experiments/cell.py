@@ -131,9 +131,9 @@ def who_holds_what(config: Mapping[str, Any]) -> Holdings:
     """Read the data, plant the canaries and the rarity, and deal everything out to the clients."""
     run, rarity = config["seed"], config["rarity"]
     check_number("seed", run, minimum=0, integer=True)
-    true, test, fingerprint = _data(_freeze(config["data"]))
+    true, test, fingerprint = read_data(config["data"])
     pool, canary = plant_canaries(true, config["canaries"], run)
-    owners = split(_make(config["partition"]), pool, config["clients"], run)
+    owners = split(make(config["partition"]), pool, config["clients"], run)
     if rarity is not None:
         if not isinstance(rarity, Mapping) or set(rarity) != {"label", "client"}:
             raise InputError(f"rarity is {rarity!r}; write rarity={{label:7,client:0}}, or rarity=null for none")
@@ -153,15 +153,15 @@ def build(config: Mapping[str, Any], here: bool = True) -> Cell:
     device = resolve_device(config["device"] if here else "cpu")
     held = who_holds_what(config)
     pool, canary, owners, run = held.pool, held.canary, held.owners, config["seed"]
-    model = _make(config["model"], shape=pool.shape, classes=len(pool.classes))
-    algorithm = _make(
+    model = make(config["model"], shape=pool.shape, classes=len(pool.classes))
+    algorithm = make(
         config["algorithm"],
-        sampler=_make(config["sampler"]),
-        schedule=_make(config["client_schedule"]),
-        server_schedule=_make(config["server_schedule"]),
-        aggregator=_make(config["aggregator"]),
+        sampler=make(config["sampler"]),
+        schedule=make(config["client_schedule"]),
+        server_schedule=make(config["server_schedule"]),
+        aggregator=make(config["aggregator"]),
     )
-    defense = _make(config["defense"]).for_model(model)
+    defense = make(config["defense"]).for_model(model)
     largest = int(torch.bincount(owners[owners != NOBODY]).max())
     if algorithm.sampler.batch(largest) > largest:
         raise InputError(
@@ -193,13 +193,13 @@ def build(config: Mapping[str, Any], here: bool = True) -> Cell:
         sizes=public_sizes(owners, config["clients"], config["membership"]),
         model=model.to(device),
         algorithm=algorithm,
-        participation=_make(config["participation"]),
-        fleet=_make(config["fleet"]),
-        augmentation=_make(config["augmentation"]),
+        participation=make(config["participation"]),
+        fleet=make(config["fleet"]),
+        augmentation=make(config["augmentation"]),
         defense=defense,
-        membership_attacks={name: _make(one) for name, one in config["attack"]["membership"].items()},
-        reconstruction=_make(config["attack"]["reconstruction"]),
-        executor=_make(config["executor"]),
+        membership_attacks={name: make(one) for name, one in config["attack"]["membership"].items()},
+        reconstruction=make(config["attack"]["reconstruction"]),
+        executor=make(config["executor"]),
     )
     for part in defense.parts if isinstance(defense, Composed) else (defense,):
         units = {"example": len(pool), "client": config["clients"]}[part.protects]
@@ -267,7 +267,7 @@ def resolve_device(name: str) -> torch.device:
     return torch.device(name)
 
 
-def _make(config: Mapping[str, Any], **more: Any) -> Any:
+def make(config: Mapping[str, Any], **more: Any) -> Any:
     """The object that a configuration group describes; bad values come back as one InputError."""
     try:
         factory = instantiate({**config, "_partial_": True, "_convert_": "all"})
@@ -282,6 +282,11 @@ def _make(config: Mapping[str, Any], **more: Any) -> Any:
     return factory(**more)
 
 
+def read_data(config: Mapping[str, Any]) -> tuple[ImageSet, ImageSet, str]:
+    """The pool, the test set and the checksum of their content, by the group `data`; read once a process."""
+    return _data(_freeze(config))
+
+
 def _freeze(value: Any) -> Any:
     if isinstance(value, Mapping):
         return tuple((name, _freeze(inner)) for name, inner in value.items())
@@ -291,7 +296,7 @@ def _freeze(value: Any) -> Any:
 @lru_cache(maxsize=2)
 def _data(frozen: tuple[tuple[str, Any], ...]) -> tuple[ImageSet, ImageSet, str]:
     """The pool, the test set and the checksum of their content; read once a process."""
-    pool, test = _make({name: list(value) if isinstance(value, tuple) else value for name, value in frozen})
+    pool, test = make({name: list(value) if isinstance(value, tuple) else value for name, value in frozen})
     digest = hashlib.blake2b(digest_size=16)
     for part in (pool, test):
         digest.update(part.images.numpy().tobytes())

@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import math
 import shutil
-import sys
-import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,7 +17,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
-from tqdm import tqdm
 
 from defenses.bounds import TradeOff
 from experiments import store, tasks
@@ -27,15 +24,10 @@ from experiments.cell import Cell
 from experiments.executor import Run
 from experiments.pieces import probe_parts, stored_scores, target_parts
 from experiments.scoring import accuracy_rows, clock_rows, reconstruction_rows
+from experiments.store import partial
+from experiments.terminal import progress
 from fl_core.checkpoint import load_tensors, read_json, save_tensors, write_bytes, write_json, write_text
 from fl_core.errors import InputError
-
-POLL_SECONDS = 0.5
-
-
-def partial(run: str) -> Path:
-    """The folder of a run that is not finished: its lock, its pieces, and why it failed."""
-    return store.RUNS / f"{run}.partial"
 
 
 def execute(cell: Cell, label: str = "", wait: bool = False) -> Path:
@@ -71,26 +63,23 @@ def _alone(pieces: Path, wait: bool) -> Iterator[None]:
 
 def _work(cell: Cell, pieces: Path, label: str) -> int:
     """Do the cell's tasks, and again what a worker that died left undone; returns the number of workers."""
-    executor, died = cell.executor, cell.executor.died()
-    with _progress(cell, pieces, label):
-        for left in reversed(range(executor.retries + 1)):
-            workers = executor.workers(cell.config["workers"], cell.device)
-            try:
-                with executor.parallel(workers) as run:
-                    _waves(cell, pieces, run)
-                return workers
-            except died as error:
-                if left == 0:
-                    raise InputError(
-                        f"a worker died in each of {executor.retries + 1} tries, most often for want of memory; "
-                        "lower workers or shard, or raise executor.retries"
-                    ) from error
-                tqdm.write(
-                    f"mirage: a worker of {label or cell.config['name']} died; going on from what is on disk "
-                    f"(executor.retries: {left} left)",
-                    file=sys.stderr,
-                )
-    raise AssertionError("the last try returns or raises")
+    shards, rounds = len(cell.shards()), cell.config["rounds"]
+
+    def rounds_done() -> int:
+        done = 0
+        for shard in range(shards):
+            count = pieces / f"train-{shard}.round"
+            if (pieces / f"train-{shard}.safetensors").exists():
+                done += rounds
+            elif count.exists():
+                done += int(count.read_text() or 0)
+        return done
+
+    name = label or cell.config["name"]
+    with progress(shards * rounds, rounds_done, name, unit="round", afterwards="attacking"):
+        return cell.executor.persist(
+            lambda run: _waves(cell, pieces, run), wanted=cell.config["workers"], device=cell.device, name=name
+        )
 
 
 def _waves(cell: Cell, pieces: Path, run: Run) -> None:
@@ -105,41 +94,6 @@ def _waves(cell: Cell, pieces: Path, run: Run) -> None:
     )
     run(joblib.delayed(tasks.score)(config, pieces, attack, part) for attack in attacks for part in target_parts(cell))
     run(joblib.delayed(tasks.measure)(config, pieces, attack) for attack in attacks)
-
-
-@contextmanager
-def _progress(cell: Cell, pieces: Path, label: str) -> Iterator[None]:
-    """A bar of finished rounds, shard by shard, read off the disk; nothing where the output is no terminal."""
-    if not sys.stderr.isatty():
-        yield
-        return
-    shards, rounds = len(cell.shards()), cell.config["rounds"]
-    stop = threading.Event()
-
-    def rounds_done() -> int:
-        done = 0
-        for shard in range(shards):
-            count = pieces / f"train-{shard}.round"
-            if (pieces / f"train-{shard}.safetensors").exists():
-                done += rounds
-            elif count.exists():
-                done += int(count.read_text() or 0)
-        return done
-
-    def watch(bar: tqdm) -> None:
-        while not stop.wait(POLL_SECONDS):
-            bar.update(rounds_done() - bar.n)
-            if bar.n == bar.total:
-                bar.set_postfix_str("attacking")
-
-    with tqdm(total=shards * rounds, desc=label or cell.config["name"], unit="round", leave=False) as bar:
-        thread = threading.Thread(target=watch, args=(bar,), daemon=True)
-        thread.start()
-        try:
-            yield
-        finally:
-            stop.set()
-            thread.join()
 
 
 def _seal(cell: Cell, pieces: Path, final: Path, seconds: float, workers: int) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import os
 import socket
+import sys
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -18,6 +19,7 @@ from typing import Any
 import joblib
 import torch
 from joblib.externals.loky.process_executor import TerminatedWorkerError
+from tqdm import tqdm
 
 from fl_core.errors import InputError, check_number
 
@@ -52,6 +54,29 @@ class Executor(ABC):
     @abstractmethod
     def parallel(self, workers: int) -> Any:
         """A context manager that starts the workers and gives what runs calls on them (`Run`)."""
+
+    def persist(self, work: Callable[[Run], object], *, wanted: int | str, device: torch.device, name: str) -> int:
+        """Do `work`, and again after a worker died, up to `retries` times; returns the number of workers.
+
+        Raises InputError where workers died in every try. `name` is what the work is called at the terminal.
+        """
+        for left in reversed(range(self.retries + 1)):
+            workers = self.workers(wanted, device)
+            try:
+                with self.parallel(workers) as run:
+                    work(run)
+                return workers
+            except self.died() as error:
+                if left == 0:
+                    raise InputError(
+                        f"a worker died in each of {self.retries + 1} tries, most often for want of memory; "
+                        "lower workers or shard, or raise executor.retries"
+                    ) from error
+                tqdm.write(
+                    f"mirage: a worker of {name} died; going on from what is on disk (executor.retries: {left} left)",
+                    file=sys.stderr,
+                )
+        raise AssertionError("the last try returns or raises")
 
 
 @dataclass(frozen=True, kw_only=True)

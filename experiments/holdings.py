@@ -28,7 +28,7 @@ from omegaconf import OmegaConf
 from experiments.cell import who_holds_what
 from experiments.figures import encoded
 from experiments.holdings_figure import Deal, draw
-from experiments.report import RESULTS
+from experiments.store import RESULTS
 from experiments.sweep import expand, resolved
 from experiments.terminal import one_line_errors
 from fl_core.checkpoint import write_bytes, write_text

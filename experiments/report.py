@@ -1,4 +1,4 @@
-"""Draw a study's figures and tables from its stored runs: `python -m experiments.report results/leakage_vs_epsilon`.
+"""Draw a sweep's or a study's figures and tables again: `python -m experiments.report results/leakage_vs_epsilon`.
 
 Nothing is trained. Files are replaced one by one, each whole.
 """
@@ -16,11 +16,11 @@ import matplotlib.pyplot as plt
 
 from experiments import figures, store, tables
 from experiments.collect import CellResult, alarms, collect
+from experiments.store import RESULTS
+from experiments.studies import paper
 from experiments.terminal import one_line_errors
 from fl_core.checkpoint import write_bytes, write_json, write_text
 from fl_core.errors import InputError
-
-RESULTS = Path("results")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,7 +55,16 @@ def write(folders: Sequence[Path], name: str, title: str, command: str, failed: 
         written.append(model.name)
     write_json(out / "manifest.json", _manifest(cells, name, title, command, failed))
     missing = [f"Failed, and not in the table: {one.cell}: {one.error}" for one in failed]
-    print("\n".join([tables.on_terminal(cells), *alarms(cells), *_older(cells), *missing]))
+    print(
+        "\n".join(
+            [
+                tables.on_terminal(cells),
+                *alarms(cells),
+                *store.older({cell.folder: cell.manifest["revision"] for cell in cells}),
+                *missing,
+            ]
+        )
+    )
     shown = [
         file for file in ("leakage_vs_epsilon.png", "roc.png", "reconstructions.png", "table.md") if file in written
     ]
@@ -68,17 +77,6 @@ def _missing(failed: Sequence[Failed]) -> str:
     if not failed:
         return ""
     return "\n".join(["\n## Cells that failed\n", *(f"- `{one.cell}`: {one.error}" for one in failed), ""])
-
-
-def _older(cells: Sequence[CellResult]) -> list[str]:
-    """A note where stored runs come from another state of the code: they were not trained again."""
-    older = [cell for cell in cells if cell.manifest["revision"] != store.revision()]
-    if not older:
-        return []
-    return [
-        f"Note: {len(older)} of {len(cells)} cells were run by another revision of the code; "
-        f"to run them again, delete their folders: {', '.join(str(cell.folder) for cell in older)}"
-    ]
 
 
 def _figures(cells: Sequence[CellResult], out: Path, title: str) -> list[str]:
@@ -134,6 +132,8 @@ def redraw(folder: Path) -> Path:
     """Draw `folder` again from the runs that its manifest names."""
     try:
         manifest = json.loads((folder / "manifest.json").read_text())
+        if "points" in manifest:
+            return paper.redraw(folder, manifest)
         runs = [store.RUNS / cell["run"] for cell in manifest["cells"]]
         about = manifest["name"], manifest["title"], manifest["command"]
         failed = [Failed(**one) for one in manifest.get("failed", [])]

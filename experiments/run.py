@@ -1,4 +1,4 @@
-"""One run, or a sweep: `python -m experiments.run [experiment=NAME] [field=value ...]`.
+"""One run, a sweep, or a study: `python -m experiments.run [experiment=NAME] [field=value ...]`.
 
 `--help` lists the groups; conf/ documents every field where it stands.
 """
@@ -13,6 +13,7 @@ from omegaconf import DictConfig
 from experiments import report, sweep
 from experiments.cell import build
 from experiments.execute import execute
+from experiments.studies.perform import perform
 from experiments.terminal import command, one_line_errors
 
 
@@ -21,6 +22,9 @@ def app(config: DictConfig) -> None:
     """Run one cell; in a sweep, Hydra calls this once a cell, after `sweep.Study` has checked them all."""
     settings = HydraConfig.get()
     with one_line_errors(debug=config.debug is True):
+        if config.study is not None:
+            perform(sweep.resolved(config), list(settings.overrides.task), command())
+            return
         cell = build(sweep.settled(config, settings))
         epsilon = config.defense.get("epsilon")
         bound = "" if epsilon is None else f", ε = {epsilon:g}"

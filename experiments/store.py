@@ -7,6 +7,8 @@ scores.parquet           every score of every membership attack
 observations.safetensors what the observers saw
 reconstructions.safetensors what the reconstruction made of it
 truth/                   members, canaries, owners, victims: for scorers only
+
+A study's point (experiments/studies) is stored the same way, as manifest.json and record.json.
 """
 
 from __future__ import annotations
@@ -16,6 +18,7 @@ import json
 import os
 import platform
 import subprocess
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -29,7 +32,8 @@ from fl_core.errors import InputError
 FORMAT = 1
 """Part of every hash: raise it when stored runs of an older Mirage must not be mixed with new ones."""
 
-RUNS = Path("results/runs")
+RESULTS = Path("results")
+RUNS = RESULTS / "runs"
 PACKAGES = ("torch", "numpy", "scipy", "scikit-learn", "opacus", "dp-accounting", "hydra-core")
 
 
@@ -37,6 +41,11 @@ def run_hash(config: dict[str, Any], data_fingerprint: str) -> str:
     """The name of a run: its resolved configuration, the data's own checksum and the store's format."""
     text = json.dumps([FORMAT, data_fingerprint, config], sort_keys=True, default=str)
     return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
+
+
+def partial(run: str) -> Path:
+    """The folder of a run that is not finished: its lock, its pieces, and why it failed."""
+    return RUNS / f"{run}.partial"
 
 
 def _checksum(path: Path) -> str:
@@ -70,13 +79,20 @@ class StoredRun:
         return found
 
 
-def load(folder: Path) -> StoredRun:
-    """Open a finished run; InputError where it is missing, damaged or altered, naming the file and the cure."""
+CELL = ("hash", "config", "versions", "hardware", "seconds", "guarantees", "cell")
+"""What the manifest of a sweep's cell holds."""
+
+
+def load(folder: Path, fields: Sequence[str] = CELL) -> StoredRun:
+    """Open a finished run whose manifest has these `fields`.
+
+    InputError where it is missing, damaged or altered, naming the file and the cure.
+    """
     cure = f"delete the folder {folder} and run the sweep again"
     try:
         manifest = json.loads((folder / "manifest.json").read_text())
         files = dict(manifest["files"])
-        for name in ("hash", "config", "versions", "hardware", "seconds", "guarantees", "cell"):
+        for name in fields:
             manifest[name]
     except FileNotFoundError:
         raise InputError(f"{folder} holds no finished run; run the sweep first") from None
@@ -89,6 +105,21 @@ def load(folder: Path) -> StoredRun:
         if _checksum(path) != expected:
             raise InputError(f"{path} is damaged or was altered; {cure}")
     return StoredRun(folder, manifest)
+
+
+def older(runs: Mapping[Path, str], what: str = "cells") -> list[str]:
+    """A note where stored `runs`, with their revisions, come from another state of the code: they were not run again.
+
+    `what` they are called.
+    """
+    now = revision()
+    found = [str(folder) for folder, its in runs.items() if its != now]
+    if not found:
+        return []
+    return [
+        f"Note: {len(found)} of {len(runs)} {what} were run by another revision of the code; "
+        f"to run them again, delete their folders: {', '.join(found)}"
+    ]
 
 
 def circumstances(device: torch.device) -> dict[str, Any]:

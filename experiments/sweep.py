@@ -24,8 +24,9 @@ from omegaconf import DictConfig, OmegaConf
 
 from experiments import report, store
 from experiments.cell import Cell, build
-from experiments.execute import execute, partial
+from experiments.execute import execute
 from experiments.report import Failed
+from experiments.store import partial
 from experiments.terminal import CELL_FAILED, command, one_line, one_line_errors, say
 from fl_core.checkpoint import read_json, write_json
 from fl_core.errors import InputError
@@ -61,6 +62,11 @@ class Study(Callback):
     def on_multirun_start(self, config: DictConfig, config_name: str | None = None, **kwargs: Any) -> None:
         """Build every cell of the sweep, so that a bad value in the last one costs no training."""
         with one_line_errors(debug=config.debug is True):
+            if config.study is not None:
+                raise InputError(
+                    f"{config.name} is one study over its own points, and no sweep; give it lists, as in "
+                    "study.FIELD=[1,2], and call it without --multirun or a launcher"
+                )
             away = runs_away(config.hydra)
             check_slurm(config.hydra)
             swept = expand(config)

@@ -10,8 +10,9 @@ import difflib
 import os
 import shlex
 import sys
+import threading
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from hydra import compose, initialize_config_module
@@ -20,14 +21,15 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
+from tqdm import tqdm
 
 from fl_core.errors import InputError
 
 # Hydra otherwise prints several lines of its own and exits with 1.
 os.environ["HYDRA_FULL_ERROR"] = "1"
 
-
 CELL_FAILED = 3
+POLL_SECONDS = 0.5
 
 
 def command() -> str:
@@ -59,6 +61,33 @@ def _leave(line: str, code: int, debug: bool) -> None:
 def say(line: str) -> None:
     """One line on stderr, with the name of the program."""
     print(f"mirage: {' '.join(line.split())}", file=sys.stderr)
+
+
+@contextmanager
+def progress(total: int, done: Callable[[], int], name: str, unit: str, afterwards: str = "") -> Iterator[None]:
+    """A bar of what is `done` of `total`, which workers tell by files; nothing where the output is no terminal.
+
+    `afterwards` names the work that follows the last one.
+    """
+    if not sys.stderr.isatty():
+        yield
+        return
+    stop = threading.Event()
+
+    def watch(bar: tqdm) -> None:
+        while not stop.wait(POLL_SECONDS):
+            bar.update(done() - bar.n)
+            if bar.n == bar.total:
+                bar.set_postfix_str(afterwards)
+
+    with tqdm(total=total, desc=name, unit=unit, leave=False) as bar:
+        thread = threading.Thread(target=watch, args=(bar,), daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            stop.set()
+            thread.join()
 
 
 def one_line(error: Exception) -> str:

@@ -6,6 +6,7 @@
 | participant | a client | every global model it is sent |
 | server | an honest-but-curious server | each client's update, its weight, the cohort, the global models |
 | secure_server | the same under secure aggregation | the sum, its weight, the cohort, who dropped out, the models |
+| malicious_server | a secure_server that also chooses what it sends | as that, plus its own broadcast to each client |
 """
 
 from __future__ import annotations
@@ -66,6 +67,17 @@ class Server(SecureServer):
     updates: dict[int, Tree]
     weights: dict[int, Tensor]
     versions: dict[int, Tensor]
+
+
+@dataclass(frozen=True, kw_only=True)
+class MaliciousServer(SecureServer):
+    """Also what it sent to each client of each recorded round [replicas, cohort, ...], which it chose itself.
+
+    It is no view of a `Recorder`: the engine plays servers that send one model to all. Studies play this one.
+    """
+
+    view: ClassVar[str] = "malicious_server"
+    sent: dict[int, Tree]
 
 
 Observation = ReleasedModel
