@@ -13,7 +13,7 @@ from statistics import mean
 
 import pytest
 
-from experiments.benchmarks import client_dp, dp_utility, engine
+from experiments.benchmarks import client_dp, dp_utility, engine, secagg
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
@@ -118,6 +118,16 @@ def test_the_readme_s_utility_is_the_committed_one():
     table = page[page.index("| σ |") :].split("\n\n")[0]
     assert table in README, table
     assert table.count("| reached |") == len(dp_utility.LEVELS)
+
+
+def test_the_readme_s_secure_aggregation_is_the_committed_one():
+    page = (ROOT / "results/benchmarks/secagg.md").read_text()
+    assert page == secagg.markdown(json.loads((ROOT / "results/benchmarks/secagg.json").read_text()))
+    table = page[page.index("| cell |") :].split("\n\n")[0]
+    assert table in README, table
+    (row,) = [line for line in page.splitlines() if line.startswith("| 1000 × 1M | sparse | 48 | 0 |")]
+    assert "| 0.1269 |" in row
+    assert "| 1.002 |" in row
 
 
 def test_the_readme_s_fleets_are_the_committed_ones():
