@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -16,6 +17,7 @@ from experiments import report, store
 from fl_core.checkpoint import read_json, write_json
 
 TARGET = "tests.experiments.studies.squares"
+OURS = os.environ | {"PYTHONPATH": str(Path(__file__).parents[3])}  # where a program finds the study of these tests
 OUT = Path("results/squares")
 FILES = ("figure.png", "figure.pdf", "data.csv", "table.md")
 
@@ -120,7 +122,7 @@ def test_a_study_whose_worker_dies_goes_on_and_ends_in_the_same_bytes(here, mira
     Path("measured").unlink()
     (here / "results").rename(here / "first")
     command = [sys.executable, "-m", "experiments.run", *squares(noise=0.1, dies_at=2), "workers=2"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, env=OURS)
     assert done.returncode == 0, done.stderr
     assert "a worker of squares died; going on from what is on disk" in done.stderr
     assert files() == before
@@ -129,7 +131,7 @@ def test_a_study_whose_worker_dies_goes_on_and_ends_in_the_same_bytes(here, mira
 @pytest.mark.heavy
 def test_a_killed_study_goes_on_where_it_was(here, mirage):
     command = [sys.executable, "-m", "experiments.run", *squares(dies_at=3), "workers=1"]
-    assert subprocess.run(command, capture_output=True, timeout=120).returncode == -signal.SIGKILL
+    assert subprocess.run(command, capture_output=True, timeout=120, env=OURS).returncode == -signal.SIGKILL
     assert measured() == [1, 2]
     assert not OUT.exists()
     mirage(*squares())
