@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from fl_core.errors import InputError, check_number
-from fl_core.seeds import generator
+from fl_core.seeds import generator, seed
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,8 @@ class ParticipationEvent:
     `rate` is the chance that a round which could include the client does, and 1 where there is no amplification to
     claim. `rounds` is the most rounds in which a client can take part. What `rate` is depends on `kind`:
 
-    - `fixed`, `availability`: 1. Nothing is drawn anew, or by a chance that nobody can vouch for.
+    - `fixed`, `availability`: 1. Nothing is drawn anew, or by a chance that nobody can vouch for or that depends on
+      the rounds before.
     - `uniform`: cohort / clients, drawn without replacement. The cohort's size is fixed, so neighbours replace one
       client (Balle, Barthe & Gaboardi 2018, Theorem 9); it is not a Poisson rate and must not be composed as one.
     - `cyclic`: the same inside a block.
@@ -256,3 +257,84 @@ class Cyclic:
             )
         if self.cohort is not None:
             _check_cohort(self.cohort, clients // self.groups, f"clients in the smallest of {self.groups} blocks")
+
+
+@dataclass(frozen=True)
+class Swapping:
+    """A random cohort of which, from round to round, one random client leaves and one from outside joins.
+
+    So cohorts change as slowly as they can, as where devices come and go one by one. No amplification for anyone.
+    """
+
+    cohort: int
+
+    def __post_init__(self) -> None:
+        check_number("participation.cohort", self.cohort, minimum=1, integer=True)
+
+    def eligible(self, clients: int, run: int, replica: int, round: int) -> Tensor:
+        return torch.arange(clients)
+
+    def draw(self, clients: int, run: int, replica: int, round: int) -> Tensor:
+        order = torch.randperm(clients, generator=generator(run, "first cohort", replica)).tolist()
+        inside, outside = order[: self.cohort], order[self.cohort :]
+        for turn in range(1, round + 1):
+            chance = seed(run, "swap", replica, turn)
+            leaves, joins = chance % len(inside), chance // len(inside) % len(outside)
+            inside[leaves], outside[joins] = outside[joins], inside[leaves]
+        return torch.tensor(sorted(inside))
+
+    def expected(self, clients: int) -> float:
+        return self.cohort
+
+    def event(self, clients: int, rounds: int) -> ParticipationEvent:
+        return ParticipationEvent("fixed", 1.0, rounds)
+
+    def check(self, clients: int) -> None:
+        _check_cohort(self.cohort, clients - 1, "clients beside the one that is to join")
+
+
+@dataclass(frozen=True)
+class Batches:
+    """Whole batches only (So et al. 2021, section 4): clients are dealt into batches of `batch` once a replica.
+
+    A round asks cohort / batch random batches, whole. So whatever is computed from the sums of any number of rounds has
+    added up all clients of a batch alike: under secure aggregation no less than `batch` of them can be told apart from
+    the others. With a batch of 1 it is `Uniform`. No amplification for anyone is claimed.
+    """
+
+    batch: int
+    cohort: int
+
+    def __post_init__(self) -> None:
+        check_number("participation.batch", self.batch, minimum=1, integer=True)
+        check_number("participation.cohort", self.cohort, minimum=1, integer=True)
+        if self.cohort % self.batch:
+            raise InputError(
+                f"participation.cohort is {self.cohort}, no multiple of participation.batch, {self.batch}; a round "
+                "asks whole batches"
+            )
+
+    def members(self, clients: int, run: int, replica: int) -> Tensor:
+        """The clients of each batch [batches, batch]."""
+        return torch.randperm(clients, generator=generator(run, "batches", replica)).view(-1, self.batch)
+
+    def eligible(self, clients: int, run: int, replica: int, round: int) -> Tensor:
+        return torch.arange(clients)
+
+    def draw(self, clients: int, run: int, replica: int, round: int) -> Tensor:
+        batches = self.members(clients, run, replica)
+        asked = torch.randperm(len(batches), generator=generator(run, "cohort", replica, round))
+        return batches[asked[: self.cohort // self.batch]].flatten().sort().values
+
+    def expected(self, clients: int) -> float:
+        return self.cohort
+
+    def event(self, clients: int, rounds: int) -> ParticipationEvent:
+        return ParticipationEvent("fixed", 1.0, rounds)
+
+    def check(self, clients: int) -> None:
+        _check_cohort(self.cohort, clients, "clients")
+        if clients % self.batch:
+            raise InputError(
+                f"clients is {clients}, no multiple of participation.batch, {self.batch}; nobody may be left over"
+            )

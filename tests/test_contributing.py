@@ -14,6 +14,7 @@ import torch
 
 from attacks.base import MembershipKnowledge
 from attacks.metrics import auc
+from experiments.studies import base, paper
 from fl_core.defended import Senders
 from tests.plans import plan
 
@@ -43,3 +44,16 @@ def test_the_defence_rounds_updates_and_promises_nothing(monkeypatch: pytest.Mon
     ]
     assert rounding.guarantee("server", "example", plan()).epsilon == np.inf
     assert rounding.example_rule(4.0) is None
+
+
+def test_the_study_measures_draws_and_prints(monkeypatch: pytest.MonkeyPatch):
+    kind = defined_in(BLOCKS[2], monkeypatch).Rounding
+    study = kind(steps=[0.5, 2.0])
+    data = {"_target_": "fl_core.data.digits", "limit": 50}
+    setting = base.Setting(seed=0, device=torch.device("cpu"), config={"data": data})
+    records = [point | study.measure(point, setting) for point in study.points()]
+    small, large = (row["value"] for row in base.rows(records, metric="shift"))
+    assert 0 < small < large
+    assert study.table(records).count("\n") == 3
+    assert study.figure(records, "rounding").axes[0].get_title() == "rounding"
+    assert paper.as_csv(records).splitlines()[0] == "step,metric,value,low,high"

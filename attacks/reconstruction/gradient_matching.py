@@ -115,8 +115,8 @@ class InvertingGradients:
             ]
         ).to(device)
 
-        objective = _Objective(knowledge.model, self.total_variation)
-        feed = _Same((models, lanes, guesses), len(start), self.iterations, start)
+        objective = Objective(knowledge.model, self.total_variation)
+        feed = Same((models, lanes, guesses), len(start), self.iterations, start)
         found = descend(
             {"pixels": start},
             objective,
@@ -135,7 +135,7 @@ class InvertingGradients:
         )
 
 
-class _Objective:
+class Objective:
     """1 − cosine(gradient of the guess, observed gradient) + weight · total variation, for one lane [1]."""
 
     def __init__(self, model: nn.Module, total_variation: float) -> None:
@@ -157,7 +157,7 @@ class _Objective:
         return (1 - cosine + self.weight * (across + down)).unsqueeze(0)
 
 
-class _Same:
+class Same:
     """A feed that serves the same inputs at every step."""
 
     def __init__(self, inputs: tuple[Tree, Tree, Tensor], lanes: int, steps: int, like: Tensor) -> None:

@@ -46,3 +46,19 @@ def infer_label_from_weights(gradient: Tree, weight: str) -> Tensor:
     2020, iDLG). Noise may tip the verdict; the smallest sum stays the guess.
     """
     return torch.argmin(gradient[weight].sum(2), dim=1)
+
+
+def infer_label_counts(gradient: Tree, chances: Tensor, examples: int) -> Tensor:
+    """How often each label is behind a mean gradient over `examples` of them: [lanes, classes] whole numbers.
+
+    The output bias's gradient is the mean softmax minus the share of each label, so `examples` times the mean chance
+    minus it is the count. `chances` [classes] are the model's mean ones, which an untrained model gives any pictures.
+    Rounded so that counts add up, the largest remainders up. Source: the bias form of Wainakh et al. 2022 (LLG).
+    """
+    shares = chances - gradient[output_bias(gradient, len(chances))]
+    real = (examples * shares).clamp(min=0)
+    real = real * (examples / real.sum(1, keepdim=True).clamp(min=1e-12))
+    whole = real.floor()
+    missing = (examples - whole.sum(1)).round().long()
+    rank = (real - whole).argsort(1, descending=True).argsort(1)
+    return (whole + (rank < missing[:, None])).long()

@@ -16,7 +16,17 @@ from omegaconf import OmegaConf
 from scipy.stats import binom, chi2
 
 from fl_core.errors import InputError
-from fl_core.participation import Available, Cyclic, Everyone, Fixed, ParticipationEvent, PoissonClients, Uniform
+from fl_core.participation import (
+    Available,
+    Batches,
+    Cyclic,
+    Everyone,
+    Fixed,
+    ParticipationEvent,
+    PoissonClients,
+    Swapping,
+    Uniform,
+)
 from fl_core.seeds import generator
 
 KINDS = [
@@ -28,6 +38,8 @@ KINDS = [
     Available(None, period=5, share=0.5),
     Cyclic(2, groups=3),
     Cyclic(None, groups=3),
+    Swapping(3),
+    Batches(2, cohort=4),
 ]
 
 participations = st.one_of(
@@ -37,6 +49,8 @@ participations = st.one_of(
     st.floats(0.01, 1).map(PoissonClients),
     st.builds(Available, st.none() | st.integers(1, 6), st.integers(1, 9), st.floats(0.01, 1)),
     st.builds(Cyclic, st.none() | st.integers(1, 2), st.integers(1, 3)),
+    st.integers(1, 5).map(Swapping),
+    st.integers(1, 6).map(lambda cohort: Batches(1, cohort)),
 )
 
 
@@ -201,12 +215,38 @@ def test_the_rate_is_the_chance_that_a_round_which_could_include_a_client_does(p
         (lambda: Available(6, 4, 0.5).check(5), "participation.cohort is 6, but there are only 5 clients"),
         (lambda: Cyclic(None, 6).check(5), "participation.groups is 6, but there are only 5 clients"),
         (lambda: Cyclic(3, 2).check(5), "participation.cohort is 3, but there are only 2 clients in the smallest"),
+        (lambda: Swapping(0), "participation.cohort"),
+        (lambda: Swapping(5).check(5), "participation.cohort is 5, but there are only 4 clients beside"),
+        (lambda: Batches(0, 4), "participation.batch"),
+        (lambda: Batches(3, 4), "participation.cohort is 4, no multiple of participation.batch, 3"),
+        (lambda: Batches(2, 4).check(5), "clients is 5, no multiple of participation.batch, 2"),
+        (lambda: Batches(2, 8).check(6), "participation.cohort is 8, but there are only 6 clients"),
     ],
 )
 def test_what_cannot_be_used_is_refused_in_one_line(made, said):
     with pytest.raises(InputError, match=said) as refused:
         made()
     assert "\n" not in str(refused.value)
+
+
+def test_swapping_exchanges_one_client_a_round_and_every_pair_alike():
+    rounds = drawn(Swapping(3), clients=7, rounds=4001)
+    swaps = Counter()
+    for before, after in itertools.pairwise(rounds):
+        (leaves,), (joins,) = set(before) - set(after), set(after) - set(before)
+        swaps[leaves, joins] += 1
+    # False alarm: 1e-4. Rounds depend on each other, but over many of them every ordered pair is as likely.
+    assert surprise(swaps, evenly(itertools.permutations(range(7), 2), 4000)) > 1e-4
+
+
+def test_batches_ask_whole_batches_every_choice_of_them_alike_and_deal_anew_in_every_replica():
+    participation = Batches(2, cohort=4)
+    rounds = drawn(participation, clients=8, rounds=3000)
+    partners = {frozenset(b for b in range(8) if all((a in one) == (b in one) for one in rounds)) for a in range(8)}
+    assert sorted(map(len, partners)) == [2, 2, 2, 2]
+    found = Counter(frozenset(batch for batch in partners if batch <= set(one)) for one in rounds)
+    assert surprise(found, evenly(map(frozenset, itertools.combinations(partners, 2)), 3000)) > 1e-4  # false alarm
+    assert len({drawn(participation, 8, 1, replica=replica)[0] for replica in range(20)}) > 10
 
 
 def test_every_option_in_conf_makes_a_participation_that_fits_the_default_federation():
