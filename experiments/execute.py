@@ -36,7 +36,8 @@ def execute(cell: Cell, label: str = "", wait: bool = False) -> Path:
     Returns the stored run's folder. Raises InputError where another process is at the same cell (unless told to `wait`
     for it), workers died too often, or the stored run is damaged.
     """
-    final, pieces = store.RUNS / cell.hash, partial(cell.hash)
+    final = store.RUNS / cell.hash
+    pieces = partial(final)
     if final.exists():
         store.load(final)
     else:

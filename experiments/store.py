@@ -43,9 +43,9 @@ def run_hash(config: dict[str, Any], data_fingerprint: str) -> str:
     return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
 
 
-def partial(run: str) -> Path:
-    """The folder of a run that is not finished: its lock, its pieces, and why it failed."""
-    return RUNS / f"{run}.partial"
+def partial(run: Path) -> Path:
+    """Beside where a run is to be stored, the folder of what is not finished: its lock, its pieces, why it failed."""
+    return run.with_name(f"{run.name}.partial")
 
 
 def _checksum(path: Path) -> str:

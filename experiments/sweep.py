@@ -83,7 +83,7 @@ class Study(Callback):
             if not away:
                 executor.connect()
             for run, _ in cells:
-                (partial(run) / "failed.json").unlink(missing_ok=True)
+                (partial(store.RUNS / run) / "failed.json").unlink(missing_ok=True)
             _plans.append(Plan(cells=tuple(cells), name=config.name, title=config.title, retries=executor.retries))
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
@@ -147,7 +147,7 @@ def attempt(cell: Cell, label: str, away: bool) -> None:
             "revision": store.revision(),
             "when": datetime.now(UTC).isoformat(timespec="seconds"),
         }
-        write_json(partial(cell.hash) / "failed.json", facts)
+        write_json(partial(store.RUNS / cell.hash) / "failed.json", facts)
 
 
 def finish(plan: Plan, lost: str = "its job ended without a word") -> None:
@@ -160,7 +160,7 @@ def finish(plan: Plan, lost: str = "its job ended without a word") -> None:
         if (store.RUNS / run).exists():
             folders.append(store.RUNS / run)
         else:
-            told = partial(run) / "failed.json"
+            told = partial(store.RUNS / run) / "failed.json"
             failed.append(Failed(run=run, cell=label, error=read_json(told)["error"] if told.exists() else lost))
     if folders:
         report.write(folders, plan.name, plan.title, command(), failed)

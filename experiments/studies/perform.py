@@ -29,7 +29,8 @@ def perform(config: Mapping[str, Any], overrides: Sequence[str], command: str) -
     too often. A point whose measurement fails ends the study; those that are done stay.
     """
     made = build(config, overrides)
-    folders = [store.RUNS / run for run in made.runs]
+    # Absolute, since a worker that outlived an earlier call may stand in another folder.
+    folders = [(store.RUNS / run).absolute() for run in made.runs]
     for folder in folders:
         if folder.exists():
             store.load(folder, paper.FIELDS)
@@ -41,7 +42,7 @@ def perform(config: Mapping[str, Any], overrides: Sequence[str], command: str) -
         return sum(folder.exists() for folder in folders)
 
     def work(run: Run) -> None:
-        run(joblib.delayed(measure)(plain, one) for one in made.runs if not (store.RUNS / one).exists())
+        run(joblib.delayed(measure)(plain, folder) for folder in folders if not folder.exists())
 
     with progress(len(folders), done, str(config["name"]), unit="point"):
         name = str(config["name"])
@@ -49,12 +50,12 @@ def perform(config: Mapping[str, Any], overrides: Sequence[str], command: str) -
     return paper.write(made.study, made.config, list(made.runs), command)
 
 
-def measure(config: Values, run: str) -> None:
-    """Measure the point whose stored run is named `run`, and seal it; nothing where that exists.
+def measure(config: Values, final: Path) -> None:
+    """Measure the point whose stored run is the folder `final`, and seal it; nothing where that exists.
 
     The point's lock lets two calls of a study, or of two that share points, work beside each other.
     """
-    final, partial = store.RUNS / run, store.partial(run)
+    run, partial = final.name, store.partial(final)
     partial.mkdir(parents=True, exist_ok=True)
     with filelock.FileLock(partial / "lock"):
         if not final.exists():

@@ -38,7 +38,7 @@ def observed(sent: Tensor, scheme: Participation, rounds: int, noise: float = 0.
         mean = mean + noise * torch.randn(mean.shape, generator=draw, dtype=torch.float64)
         sums[round] = {"weight": mean[:, :24].reshape(replicas, 4, 6), "bias": mean[:, 24:]}
         cohorts[round] = asked
-    return SecureServer(model={}, models={}, sums=sums, cohorts=cohorts)
+    return SecureServer(model={}, models={}, sums=sums, cohorts=cohorts, divisors={}, dropped={})
 
 
 def recovered(observation: SecureServer, clients: int, attack: Differencing | None = None) -> Tensor:
@@ -79,7 +79,9 @@ def test_two_rounds_that_differ_by_one_client_give_that_client_s_update_away():
     truth = updates(4, replicas=1)
     cohorts = {0: torch.tensor([[0, 1, 2, 3]]), 1: torch.tensor([[0, 1, 3, -1]])}
     sums = {0: {"w": truth.mean(1)}, 1: {"w": truth[:, [0, 1, 3]].mean(1)}}
-    found = Differencing(ridge=0, trend=0).run(SecureServer(model={}, models={}, sums=sums, cohorts=cohorts), 4)
+    found = Differencing(ridge=0, trend=0).run(
+        SecureServer(model={}, models={}, sums=sums, cohorts=cohorts, divisors={}, dropped={}), 4
+    )
     assert torch.allclose(found.updates["w"][0, 2], truth[0, 2])
     assert found.resolution[0].numpy() == pytest.approx([1 / 3, 1 / 3, 1, 1 / 3])
 
@@ -95,7 +97,7 @@ def test_a_client_that_was_never_asked_gets_the_mean_of_the_sums():
     truth = updates(6, replicas=1)
     asked = [torch.tensor([list(pair)]) for pair in itertools.combinations(range(5), 2)]
     sums = {round: {"w": truth[:, pair[0]].mean(1)} for round, pair in enumerate(asked)}
-    seen = SecureServer(model={}, models={}, sums=sums, cohorts=dict(enumerate(asked)))
+    seen = SecureServer(model={}, models={}, sums=sums, cohorts=dict(enumerate(asked)), divisors={}, dropped={})
     found = Differencing(ridge=0, trend=0).run(seen, 6)
     assert found.resolution[0, 5] == 0
     assert torch.allclose(found.updates["w"][0, 5], torch.stack([one["w"][0] for one in sums.values()]).mean(0))
@@ -157,7 +159,9 @@ def test_the_engine_s_own_masked_sums_give_the_clients_updates_away():
         defense=Defense(),
     )
     _, server = play(made)
-    seen = SecureServer(model=server.model, models=server.models, sums=server.sums, cohorts=server.cohorts)
+    seen = SecureServer(
+        model=server.model, models=server.models, sums=server.sums, cohorts=server.cohorts, divisors={}, dropped={}
+    )
     truth = torch.zeros(1, CLIENTS, 48, dtype=torch.float64)
     for round, cohort in server.cohorts.items():
         truth[0, cohort[0]] = flat(server.updates[round], 2)[0]
@@ -168,6 +172,6 @@ def test_it_refuses_a_view_without_sums_and_no_rounds():
     with pytest.raises(InputError, match="needs the view secure_server; it was given participant"):
         Differencing().run(Participant(model={}, models={}), 3)  # type: ignore[arg-type]
     with pytest.raises(InputError, match="at least one round"):
-        Differencing().run(SecureServer(model={}, models={}, sums={}, cohorts={}), 3)
+        Differencing().run(SecureServer(model={}, models={}, sums={}, cohorts={}, divisors={}, dropped={}), 3)
     with pytest.raises(InputError, match="ridge is -1"):
         Differencing(ridge=-1)

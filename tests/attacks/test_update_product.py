@@ -21,7 +21,7 @@ def sums(means: Tensor, cohort: int) -> SecureServer:
     """A server's view of means [replicas, parameters], cut into a matrix and a vector."""
     trees = {"weight": means[:, :4].reshape(-1, 2, 2), "bias": means[:, 4:]}
     seats = torch.arange(cohort).expand(len(means), cohort)
-    return SecureServer(model={}, models={}, sums={0: trees}, cohorts={0: seats})
+    return SecureServer(model={}, models={}, sums={0: trees}, cohorts={0: seats}, divisors={}, dropped={})
 
 
 def tree(rows: Tensor) -> dict[str, Tensor]:
