@@ -17,27 +17,6 @@ def output_bias(parameters: Tree, classes: int) -> str:
     return names[-1]
 
 
-def infer_single_label(gradient: Tree, classes: int) -> Tensor:
-    """The label [lanes] behind each lane's gradient [lanes, ...] of one example's cross-entropy.
-
-    The gradient of the output bias is softmax minus one-hot, so the only negative entry is the label's (Zhao et al.
-    2020, iDLG, in the bias form of Geiping et al. 2020). Noise may tip the verdict; the smallest entry stays the guess.
-    """
-    return torch.argmin(gradient[output_bias(gradient, classes)], dim=1)
-
-
-def label_counts(gradient: Tree, chances: Tensor, examples: int) -> Tensor:
-    """How many examples of each class [lanes, classes] are behind a sum of `examples` examples' gradients [lanes, ...].
-
-    The gradient of the output bias is the sum of softmax minus one-hot; `chances` [classes] is what the model gives
-    the classes on average, as pictures at hand show (Wainakh et al. 2022, LLG; Geng et al. 2021). Whole numbers of
-    at least 0, each rounded by itself.
-    """
-    classes = len(chances)
-    expected = examples * chances.to(gradient[output_bias(gradient, classes)])
-    return (expected - gradient[output_bias(gradient, classes)]).round().clamp(min=0)
-
-
 def infer_label_from_weights(gradient: Tree, weight: str) -> Tensor:
     """The label [lanes] behind each lane's gradient of one example, where the output bias says nothing of its own.
 
@@ -46,6 +25,15 @@ def infer_label_from_weights(gradient: Tree, weight: str) -> Tensor:
     2020, iDLG). Noise may tip the verdict; the smallest sum stays the guess.
     """
     return torch.argmin(gradient[weight].sum(2), dim=1)
+
+
+def infer_single_label(gradient: Tree, classes: int) -> Tensor:
+    """The label [lanes] behind each lane's gradient [lanes, ...] of one example's cross-entropy.
+
+    The gradient of the output bias is softmax minus one-hot, so the only negative entry is the label's (Zhao et al.
+    2020, iDLG, in the bias form of Geiping et al. 2020). Noise may tip the verdict; the smallest entry stays the guess.
+    """
+    return torch.argmin(gradient[output_bias(gradient, classes)], dim=1)
 
 
 def infer_label_counts(gradient: Tree, chances: Tensor, examples: int) -> Tensor:

@@ -65,7 +65,7 @@ def draw(study: Dropout, records: Sequence[Values], title: str) -> Figure:
         above = member.plot([], [], color="0.3", linewidth=0.8, linestyle=":", label="ceiling of the same ρ")
         member.legend(handles=above, loc="lower left")
         member.axhline(0.5, color="0.7", linewidth=0.8, zorder=0)
-        member.set_ylim(0.45, 1.02)
+        member.set_ylim(0.38, 1.02)
         _panel(study, epsilon, records, "epsilon", "ε", "c  What is still guaranteed")
         epsilon.axhline(study.epsilon, color="black", linewidth=0.8, linestyle=(0, (1, 1)), zorder=0)
         epsilon.text(1, 0.97 * study.epsilon, "promised", fontsize=6, va="top")
@@ -123,7 +123,8 @@ def _fewest(records: Sequence[Values], variant: str) -> int | None:
 def _story(told: Values) -> str:
     if told["value"] > 0:
         return f"the victim's own vector, to the bit ({told['value']:.0%})"
-    return f"nothing: {str(told['note']).split(' times ', 1)[-1]}"
+    why = str(told["note"]).split(" times ", 1)[-1].replace(" of two secrets that take ", ", it takes ")
+    return f"nothing: {why}"
 
 
 def _examples(study: Dropout, axes: Axes, records: Sequence[Values]) -> None:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from attacks.reconstruction.imprint import Imprint, ImprintKnowledge, Imprints, Ruler
-from attacks.reconstruction.labels import label_counts
+from attacks.reconstruction.labels import infer_label_counts
 from attacks.reconstruction.prior import LinearPrior
 from experiments.studies.base import Values
 from experiments.studies.tampering import Array, as_plain, decibels, seen_by_server, to_all, updates_of
@@ -100,8 +100,9 @@ class Counting:
 
     def of(self, updates: Tree, held: Tensor) -> float:
         """The correlation, over updates and classes, of counted labels with those of the rows `held` [updates, n]."""
-        summed = {name: -self.scale * self.batch * value for name, value in updates.items()}
-        counted = label_counts(summed, self.chances, held.shape[1]).double()
+        share = self.scale * self.batch / held.shape[1]  # of a client in the mean over all the examples
+        gradient = {name: -share * value for name, value in updates.items()}
+        counted = infer_label_counts(gradient, self.chances, held.shape[1]).double()
         true = torch.stack([torch.bincount(self.labels[rows], minlength=len(self.chances)) for rows in held]).double()
         both = torch.stack([counted.flatten(), true.flatten()])
         correlation = float(torch.corrcoef(both)[0, 1])

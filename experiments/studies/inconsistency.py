@@ -104,7 +104,6 @@ class Inconsistency(Study):
                 f"a cohort needs {needed} pictures, and the pool has {len(setting.pool)}; lower study.clients, "
                 "study.batch_clients or study.batch, or raise data.limit"
             )
-
         for multiplier in self.noise_multipliers:
             _ = self.channel(self.noisy_clients, 1, multiplier).step  # it checks its own numbers
 
