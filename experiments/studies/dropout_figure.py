@@ -179,8 +179,15 @@ def table(study: Dropout, records: Sequence[Values]) -> str:
                 for one in rows(records, part="stories", server=variant.name)
             ],
         ),
+        "A vector of its own carries one share of the noise: with noise for all, it is that of a server without masks, "
+        f"ε = {number(_each(records))}.",
     ]
     return "\n\n".join(parts)
+
+
+def _each(records: Sequence[Values]) -> float | None:
+    told = rows(records, part="survivors", metric="epsilon", server=EACH_NOISY)
+    return told[0]["value"] if told else None
 
 
 def _ends(study: Dropout, records: Sequence[Values], variant: str) -> list[Values]:
