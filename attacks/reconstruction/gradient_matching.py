@@ -103,36 +103,50 @@ class InvertingGradients:
         labels = infer_single_label(gradient, knowledge.classes)
         count = len(labels)
         numbers = range(count) if victims is None else victims
-
-        lanes = {name: value.repeat_interleave(self.restarts, 0) for name, value in gradient.items()}
-        models = {name: value.repeat_interleave(self.restarts, 0) for name, value in model.items()}
-        guesses = labels.repeat_interleave(self.restarts, 0).unsqueeze(1)
         start = torch.stack(
             [
                 torch.rand(1, *knowledge.shape, generator=generator(run, "restart", victim, restart))
                 for victim in numbers
                 for restart in range(self.restarts)
             ]
-        ).to(device)
-
-        objective = Objective(knowledge.model, self.total_variation)
-        feed = Same((models, lanes, guesses), len(start), self.iterations, start)
-        found = descend(
-            {"pixels": start},
-            objective,
-            feed,
+        )
+        images, scores = fit(
+            Objective(knowledge.model, self.total_variation),
+            (model, gradient, labels.unsqueeze(1)),
+            start.unflatten(0, (count, self.restarts)).to(device),
             SignedAdam(lr=self.lr, steps=self.iterations),
             backend=backend,
             on_step=on_step,
-        )["pixels"]
-        final = torch.func.vmap(objective)({"pixels": found}, models, lanes, guesses)[:, 0].detach()
-        scores = final.unflatten(0, (count, self.restarts)).cpu()
-        return Reconstruction(
-            images=found[:, 0].unflatten(0, (count, self.restarts)).cpu(),
-            objective=scores,
-            chosen=scores.argmin(1),
-            labels=labels.cpu(),
         )
+        return Reconstruction(
+            images=images[:, :, 0].cpu(), objective=scores.cpu(), chosen=scores.argmin(1).cpu(), labels=labels.cpu()
+        )
+
+
+def fit(
+    objective: Objective,
+    inputs: tuple[Tree, Tree, Tensor],
+    start: Tensor,
+    optimizer: SignedAdam,
+    *,
+    backend: Backend = "auto",
+    on_step: Callable[[int], object] | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Pictures that meet the objective, from `start` [targets, restarts, pictures, channels, height, width].
+
+    `inputs` are each target's model, observed gradient and labels [targets, ...]; each restart is a lane. Returns the
+    pictures, shaped as `start`, and the objective of each restart [targets, restarts].
+    """
+    targets, restarts = start.shape[:2]
+    model, gradient, labels = inputs
+    models, gradients = (
+        {name: value.repeat_interleave(restarts, 0) for name, value in tree.items()} for tree in (model, gradient)
+    )
+    lanes, flat = (models, gradients, labels.repeat_interleave(restarts, 0)), start.flatten(0, 1)
+    feed = Same(lanes, len(flat), optimizer.steps, flat)
+    found = descend({"pixels": flat}, objective, feed, optimizer, backend=backend, on_step=on_step)["pixels"]
+    scores = torch.func.vmap(objective)({"pixels": found}, *lanes)[:, 0].detach()
+    return found.unflatten(0, (targets, restarts)), scores.unflatten(0, (targets, restarts))
 
 
 class Objective:

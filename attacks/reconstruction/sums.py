@@ -13,10 +13,10 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from attacks.reconstruction.gradient_matching import Objective, Same
+from attacks.reconstruction.gradient_matching import Objective, fit
 from attacks.reconstruction.labels import infer_label_counts
 from fl_core.errors import InputError, check_number
-from fl_core.lanes import Backend, descend
+from fl_core.lanes import Backend
 from fl_core.optimizers import SignedAdam, Tree
 from fl_core.seeds import generator
 from fl_core.views import SecureServer, require_view
@@ -120,7 +120,6 @@ class InvertingSums:
         gradient = {name: total[name] / -knowledge.lr for name in names}
         replicas, cohort = observation.cohorts[round].shape
         labels = self._labels(sent, gradient, knowledge, cohort)
-        lanes = [{name: tree[name].repeat_interleave(self.restarts, 0) for name in names} for tree in (sent, gradient)]
         start = torch.stack(
             [
                 torch.rand(cohort, *knowledge.shape, generator=generator(run, "restart of a sum", replica, restart))
@@ -128,19 +127,15 @@ class InvertingSums:
                 for restart in range(self.restarts)
             ]
         )
-        objective = Objective(knowledge.model, self.total_variation)
-        inputs = (lanes[0], lanes[1], labels.repeat_interleave(self.restarts, 0))
-        found = descend(
-            {"pixels": start},
-            objective,
-            Same(inputs, len(start), self.iterations, start),
+        images, missed = fit(
+            Objective(knowledge.model, self.total_variation),
+            ({name: sent[name] for name in names}, gradient, labels),
+            start.unflatten(0, (replicas, self.restarts)),
             SignedAdam(lr=self.lr, steps=self.iterations),
             backend=backend,
-        )["pixels"]
-        missed = torch.func.vmap(objective)({"pixels": found}, *inputs)[:, 0].detach()
-        best = missed.unflatten(0, (replicas, self.restarts)).argmin(1)
-        images = found.unflatten(0, (replicas, self.restarts))[torch.arange(replicas), best]
-        return Candidates(images=images, chosen=torch.zeros(replicas, dtype=torch.long))
+        )
+        best = images[torch.arange(replicas), missed.argmin(1)]
+        return Candidates(images=best, chosen=torch.zeros(replicas, dtype=torch.long))
 
     def _labels(self, sent: Tree, gradient: Tree, knowledge: SumKnowledge, cohort: int) -> Tensor:
         """The labels behind each sum, in rising order [replicas, cohort]."""
