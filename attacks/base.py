@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    from attacks.membership.observed import Signals
 
 Floats = NDArray[np.floating[Any]]
 Bools = NDArray[np.bool_]
@@ -17,19 +20,25 @@ Ints = NDArray[np.integer[Any]]
 class Shadows:
     """Replicas that the attacker trained, so whose membership it knows.
 
-    `outputs` are logits [shadows, examples, classes]; `members` [shadows, examples] says who was trained on.
+    `signals` are theirs, read through the same view as the target's; `members` [shadows, examples] says who was trained
+    on.
     """
 
-    outputs: Floats
+    signals: Signals
     members: Bools
 
 
 @dataclass(frozen=True, kw_only=True)
 class MembershipKnowledge:
-    """What a membership attacker has besides its observation.
+    """What a membership attacker has besides the target's signals.
 
-    `labels` [examples] belong to the candidates in question; `shadows` is None for an attacker without any.
+    `shadows` is None for an attacker without any. `owners` [examples] is the client that each candidate would belong
+    to, None for an attacker that does not know. `images` [examples, channels, height, width] are the candidates,
+    `public_images` [public, ...] and `public_labels` [public] the attacker's own examples; pixels in [0, 1].
     """
 
-    labels: Ints
     shadows: Shadows | None = None
+    owners: Ints | None = None
+    images: Floats | None = None
+    public_images: Floats | None = None
+    public_labels: Ints | None = None

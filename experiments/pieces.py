@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from attacks.base import MembershipKnowledge, Shadows
+from attacks.membership.observed import Signals
 from experiments.cell import Cell
 from fl_core.checkpoint import load_tensors
 from fl_core.seeds import generator
@@ -28,23 +29,18 @@ def probe_parts(cell: Cell) -> int:
     return -(-len(victims(cell)) // PROBE_BATCH)
 
 
-def score_one(
-    cell: Cell, attack: str, outputs: np.ndarray[Any, Any], target: int, shadows: Any
-) -> np.ndarray[Any, Any]:
-    """One target's scores [examples]. The attacker gets the target's outputs, and its own shadows' membership."""
+def score_one(cell: Cell, attack: str, signals: Signals, target: int, shadows: Any) -> np.ndarray[Any, Any]:
+    """One target's scores [examples]. The attacker gets the target's signals, and its own shadows' membership."""
     members = cell.members.numpy()
-    knowledge = MembershipKnowledge(
-        labels=cell.pool.labels.cpu().numpy(),
-        shadows=Shadows(outputs=outputs[shadows], members=members[shadows]),
-    )
-    scores: np.ndarray[Any, Any] = cell.membership_attacks[attack].run(outputs[target], knowledge)
+    knowledge = MembershipKnowledge(shadows=Shadows(signals=signals.select(shadows), members=members[shadows]))
+    scores: np.ndarray[Any, Any] = cell.membership_attacks[attack].run(signals.select([target]), knowledge)
     return scores
 
 
-def released_outputs(folder: Path, cell: Cell) -> np.ndarray[Any, Any]:
-    """Logits of every replica's released model [replicas, examples, classes], float64."""
+def stored_signals(folder: Path, cell: Cell) -> Signals:
+    """The signals of all replicas."""
     parts = [load_tensors(folder / f"train-{shard}.safetensors")[0]["outputs"] for shard in range(len(cell.shards()))]
-    return torch.cat(parts).double().numpy()
+    return Signals(labels=cell.pool.labels.cpu().numpy(), logits=torch.cat(parts).unsqueeze(1).numpy())
 
 
 def stored_scores(folder: Path, attack: str, cell: Cell) -> np.ndarray[Any, Any]:

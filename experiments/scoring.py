@@ -13,7 +13,7 @@ import torch
 from attacks.audit import audit_one_run
 from attacks.metrics import Interval, bootstrap_over_replicas, clopper_pearson, mean_interval, psnr, roc_band, supports
 from experiments.cell import Cell
-from experiments.pieces import probe_parts, released_outputs, score_one, stored_scores, target_parts
+from experiments.pieces import probe_parts, score_one, stored_scores, stored_signals, target_parts
 from fl_core.checkpoint import load_tensors
 from fl_core.fleet import times_to
 
@@ -89,8 +89,8 @@ def _audit(cell: Cell, folder: Path, attack: str) -> dict[str, Any]:
         return {"epsilon": None, "note": "needs canaries that are members by a fair coin (membership=0.5)"}
     (_, half), _ = target_parts(cell)
     shadows = np.arange(half, cell.replicas)
-    outputs = released_outputs(folder, cell)
-    scores = np.stack([score_one(cell, attack, outputs, target, shadows) for target in range(half)])
+    signals = stored_signals(folder, cell)
+    scores = np.stack([score_one(cell, attack, signals, target, shadows) for target in range(half)])
     found = audit_one_run(
         scores[:, canaries],
         cell.members.numpy()[:half][:, canaries],

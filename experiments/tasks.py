@@ -18,7 +18,7 @@ from attacks.reconstruction.gradient_matching import ReconstructionKnowledge
 from defenses.accounting import Unit, epsilon_rdp
 from defenses.statements import Gaussians, PrivacyStatement
 from experiments.cell import Cell, build
-from experiments.pieces import PROBE_BATCH, released_outputs, score_one, victims
+from experiments.pieces import PROBE_BATCH, score_one, stored_signals, victims
 from experiments.scoring import membership_rows
 from fl_core.aggregation import Mean
 from fl_core.checkpoint import load_tensors, save_tensors, write_json, write_text
@@ -148,9 +148,9 @@ def score(config: dict[str, Any], folder: Path, attack: str, targets: tuple[int,
         return
     _one_thread()
     cell = build(config)
-    outputs = released_outputs(folder, cell)
+    signals = stored_signals(folder, cell)
     others = np.arange(cell.replicas)
-    rows = [score_one(cell, attack, outputs, target, others[others != target]) for target in range(*targets)]
+    rows = [score_one(cell, attack, signals, target, others[others != target]) for target in range(*targets)]
     save_tensors(done, {"scores": torch.from_numpy(np.stack(rows))})
 
 

@@ -17,6 +17,7 @@ from attacks.metrics import auc
 from experiments.studies import base, paper
 from fl_core.defended import Senders
 from tests.plans import plan
+from tests.signals import signals_of
 
 BLOCKS = re.findall(r"```python\n(.*?)```", (Path(__file__).parent.parent / "CONTRIBUTING.md").read_text(), re.DOTALL)
 
@@ -34,7 +35,7 @@ def test_the_attack_finds_members_whose_outputs_are_surer(monkeypatch: pytest.Mo
     labels, members = rng.integers(0, 4, 400), rng.random(400) < 0.5
     outputs = rng.standard_normal((400, 4))
     outputs[np.arange(400), labels] += 3 * members
-    assert auc(margin.run(outputs, MembershipKnowledge(labels=labels)), members) > 0.9
+    assert auc(margin.run(signals_of(outputs[None], labels), MembershipKnowledge()), members) > 0.9
 
 
 def test_the_defence_rounds_updates_and_promises_nothing(monkeypatch: pytest.MonkeyPatch):

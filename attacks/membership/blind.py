@@ -17,8 +17,8 @@ from typing import ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from attacks.base import Floats, MembershipKnowledge
-from attacks.membership.signals import require_shadows
+from attacks.base import MembershipKnowledge
+from attacks.membership.observed import Signals, require_shadows
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,14 +30,15 @@ class LabelOnly:
     """
 
     name: ClassVar[str] = "blind (label only)"
+    needs: ClassVar[type[Signals]] = Signals
 
-    def run(self, outputs: Floats, knowledge: MembershipKnowledge) -> NDArray[np.float64]:
-        """Scores [examples] in [0, 1]; ½ for the only example of its label. Ignores `outputs`.
+    def run(self, signals: Signals, knowledge: MembershipKnowledge) -> NDArray[np.float64]:
+        """Scores [examples] in [0, 1]; ½ for the only example of its label. Ignores what the model says.
 
         Raises InputError without shadows.
         """
-        share = require_shadows(self.name, knowledge).members.mean(axis=0, dtype=np.float64)
-        _, kind = np.unique(knowledge.labels, return_inverse=True)
+        share = require_shadows(self.name, signals, knowledge).members.mean(axis=0, dtype=np.float64)
+        _, kind = np.unique(signals.labels, return_inverse=True)
         total, count = np.bincount(kind, share)[kind] - share, np.bincount(kind)[kind] - 1
         return np.where(count > 0, total / np.maximum(count, 1), 0.5)
 
@@ -51,12 +52,13 @@ class Blind:
     """
 
     name: ClassVar[str] = "blind (design only)"
+    needs: ClassVar[type[Signals]] = Signals
 
-    def run(self, outputs: Floats, knowledge: MembershipKnowledge) -> NDArray[np.float64]:
-        """Scores [examples] in [0, 1]: the share of the shadows without the example. Ignores `outputs`.
+    def run(self, signals: Signals, knowledge: MembershipKnowledge) -> NDArray[np.float64]:
+        """Scores [examples] in [0, 1]: the share of the shadows without the example. Ignores what the model says.
 
         Raises InputError without shadows.
         """
-        members = require_shadows(self.name, knowledge).members
+        members = require_shadows(self.name, signals, knowledge).members
         share_out: NDArray[np.float64] = 1.0 - members.mean(axis=0, dtype=np.float64)
         return share_out

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from attacks.base import Bools, Floats, MembershipKnowledge
-from attacks.membership.signals import require_shadows, scaled_confidence
+from attacks.membership.observed import Signals, require_shadows
 from fl_core.errors import InputError
 
 # Nats². Shadows that agree to the last bit (a saturated or constant model) must give a finite score.
@@ -31,16 +31,17 @@ class LiRA:
 
     fixed_variance: bool = True
     name: ClassVar[str] = "LiRA"
+    needs: ClassVar[type[Signals]] = Signals
 
-    def run(self, outputs: Floats, knowledge: MembershipKnowledge) -> NDArray[np.float64]:
-        """Log-likelihood ratios [examples], in nats, from the target's logits [examples, classes].
+    def run(self, signals: Signals, knowledge: MembershipKnowledge) -> NDArray[np.float64]:
+        """Log-likelihood ratios [examples], in nats.
 
         Raises InputError without shadows, or as `lira_scores` and `scaled_confidence` do.
         """
-        shadows = require_shadows(self.name, knowledge)
+        shadows = require_shadows(self.name, signals, knowledge)
         return lira_scores(
-            scaled_confidence(outputs, knowledge.labels),
-            scaled_confidence(shadows.outputs, knowledge.labels),
+            signals.confidence[0, 0],
+            shadows.signals.confidence[:, 0],
             shadows.members,
             fixed_variance=self.fixed_variance,
         )

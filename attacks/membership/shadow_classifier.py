@@ -16,7 +16,8 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from attacks.base import Bools, Floats, Ints, MembershipKnowledge
-from attacks.membership.signals import require_shadows, scaled_confidence
+from attacks.membership.observed import Signals, require_shadows
+from attacks.membership.signals import scaled_confidence
 from fl_core.errors import InputError, check_number
 
 SORTED_CLASSES = 3
@@ -36,19 +37,20 @@ class ShadowClassifier:
     min_rows: int = 20
     seed: int = 0
     name: ClassVar[str] = "shadow classifier"
+    needs: ClassVar[type[Signals]] = Signals
 
     def __post_init__(self) -> None:
         check_number("shadow classifier max_rows", self.max_rows, minimum=2, integer=True)
         check_number("shadow classifier min_rows", self.min_rows, minimum=1, integer=True)
 
-    def run(self, outputs: Floats, knowledge: MembershipKnowledge) -> NDArray[np.float64]:
-        """Log-odds of membership [examples], in nats, from the target's logits [examples, classes].
+    def run(self, signals: Signals, knowledge: MembershipKnowledge) -> NDArray[np.float64]:
+        """Log-odds of membership [examples], in nats.
 
         Raises InputError without shadows, without rows of both kinds, or for logits that are not finite.
         """
-        shadows = require_shadows(self.name, knowledge)
-        labels = knowledge.labels
-        target = prediction_features(outputs, labels)
+        shadows = require_shadows(self.name, signals, knowledge)
+        labels = signals.labels
+        target = prediction_features(signals.logits[0, 0], labels)
 
         number = shadows.members.size
         rows = np.arange(number)
@@ -56,7 +58,7 @@ class ShadowClassifier:
             rows = np.sort(np.random.default_rng(self.seed).choice(number, self.max_rows, replace=False))
         row_labels = labels[rows % labels.size]
         members = shadows.members.reshape(-1)[rows]
-        features = prediction_features(shadows.outputs.reshape(number, -1)[rows], row_labels)
+        features = prediction_features(shadows.signals.logits[:, 0].reshape(number, -1)[rows], row_labels)
         if members.all() or not members.any():
             raise InputError(
                 "the shadow classifier needs shadows with and without the examples; all rows are of one kind"

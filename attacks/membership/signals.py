@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from attacks.base import Floats, Ints, MembershipKnowledge, Shadows
+from attacks.base import Floats, Ints
 from fl_core.errors import InputError
 
 
@@ -33,15 +33,12 @@ def scaled_confidence(logits: Floats, labels: Ints) -> NDArray[np.float64]:
     return scaled
 
 
-def loss(logits: Floats, labels: Ints) -> NDArray[np.float64]:
-    """Cross-entropy of the true label, −log p_y, in nats.
+def loss(confidence: Floats) -> NDArray[np.float64]:
+    """Cross-entropy of the true label, −log p_y, in nats, from its scaled confidence, whatever the shape.
 
-    `logits` [..., examples, classes], `labels` [examples]; returns [..., examples]. Raises as
-    scaled_confidence.
+    As log(1 + e^(−s)): it keeps the order of losses far below 1e-16, which logsumexp(logits) − logit_y rounds to 0.
     """
-    # −log p_y = log(1 + e^(−s)) for the scaled confidence s: keeps the order of losses far below 1e-16, which
-    # logsumexp(logits) − logit_y rounds to 0.
-    nats: NDArray[np.float64] = np.logaddexp(0.0, -scaled_confidence(logits, labels))
+    nats: NDArray[np.float64] = np.logaddexp(0.0, -confidence)
     return nats
 
 
@@ -70,22 +67,3 @@ def check_logits(name: str, logits: Floats, labels: Ints) -> NDArray[np.float64]
             "did that model's training diverge?"
         )
     return wide
-
-
-def require_shadows(attack: str, knowledge: MembershipKnowledge) -> Shadows:
-    """Return the attacker's shadows; raise InputError if it has none or they do not fit the labels."""
-    shadows = knowledge.shadows
-    if shadows is None:
-        raise InputError(
-            f"the {attack} attack needs shadows and the attacker has none; train some, or use 'loss threshold'"
-        )
-    if shadows.members.dtype != np.bool_:
-        raise InputError(f"the shadows' members are of type {shadows.members.dtype}; give booleans [shadows, examples]")
-    expected = (*shadows.outputs.shape[:1], knowledge.labels.size)
-    if shadows.outputs.ndim != 3 or shadows.members.shape != expected:
-        raise InputError(
-            f"shadow outputs {shadows.outputs.shape}, members {shadows.members.shape} "
-            f"and {knowledge.labels.size} labels do not fit; "
-            "give [shadows, examples, classes], [shadows, examples] and [examples]"
-        )
-    return shadows

@@ -11,7 +11,8 @@ from typing import ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from attacks.base import Floats, MembershipKnowledge
+from attacks.base import MembershipKnowledge
+from attacks.membership.observed import Signals
 from attacks.membership.signals import loss
 
 
@@ -23,11 +24,8 @@ class LossThreshold:
     """
 
     name: ClassVar[str] = "loss threshold"
+    needs: ClassVar[type[Signals]] = Signals
 
-    def run(self, outputs: Floats, knowledge: MembershipKnowledge) -> NDArray[np.float64]:
-        """Scores [examples], in nats, higher for likelier members.
-
-        `outputs` are the target's logits [examples, classes]. Raises InputError for logits that are not
-        finite or do not fit the labels.
-        """
-        return -loss(outputs, knowledge.labels)
+    def run(self, signals: Signals, knowledge: MembershipKnowledge) -> NDArray[np.float64]:
+        """Scores [examples], in nats, higher for likelier members. Raises InputError as `scaled_confidence` does."""
+        return -loss(signals.confidence[0, 0])

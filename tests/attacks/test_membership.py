@@ -14,11 +14,13 @@ from scipy.stats import norm
 from attacks.base import MembershipKnowledge, Shadows
 from attacks.membership.blind import Blind
 from attacks.membership.lira import LiRA, lira_scores
+from attacks.membership.observed import ServerSignals
 from attacks.membership.shadow_classifier import ShadowClassifier, prediction_features
 from attacks.membership.signals import loss, scaled_confidence
 from attacks.membership.threshold import LossThreshold
 from attacks.metrics import auc, tpr_at_fpr
 from fl_core.errors import InputError
+from tests.signals import signals_of
 
 ATTACKS = [LossThreshold(), LiRA(), LiRA(fixed_variance=False), ShadowClassifier(), Blind()]
 NEEDING_SHADOWS = ATTACKS[1:]
@@ -37,8 +39,9 @@ def replicas(
 
 
 def run_on_last(attack: Any, logits: np.ndarray, members: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    shadows = Shadows(outputs=logits[:-1], members=members[:-1])
-    scores: np.ndarray = attack.run(logits[-1], MembershipKnowledge(labels=labels, shadows=shadows))
+    signals = signals_of(logits, labels)
+    shadows = Shadows(signals=signals.select(slice(-1)), members=members[:-1])
+    scores: np.ndarray = attack.run(signals.select([-1]), MembershipKnowledge(shadows=shadows))
     return scores
 
 
@@ -50,16 +53,17 @@ def test_signals_agree_with_the_probabilities_where_those_are_exact():
     logits, labels = rng.standard_normal((3, 7, 4)), rng.integers(0, 4, 7)
     p = np.exp(logits) / np.exp(logits).sum(axis=-1, keepdims=True)
     own = p[:, np.arange(7), labels]
-    np.testing.assert_allclose(loss(logits, labels), -np.log(own), rtol=1e-12)
+    np.testing.assert_allclose(loss(scaled_confidence(logits, labels)), -np.log(own), rtol=1e-12)
     np.testing.assert_allclose(scaled_confidence(logits, labels), np.log(own) - np.log1p(-own), atol=1e-12)
 
 
 def test_signals_keep_the_order_of_models_too_sure_for_probabilities():
     logits = np.array([[50.0, 0.0], [60.0, 0.0], [800.0, 0.0], [0.0, 800.0]])
     labels = np.zeros(4, dtype=int)
-    np.testing.assert_array_equal(scaled_confidence(logits, labels), [50.0, 60.0, 800.0, -800.0])
-    np.testing.assert_allclose(loss(logits, labels)[:2], np.exp([-50.0, -60.0]), rtol=1e-12)
-    assert loss(logits, labels)[3] == 800.0
+    confidence = scaled_confidence(logits, labels)
+    np.testing.assert_array_equal(confidence, [50.0, 60.0, 800.0, -800.0])
+    np.testing.assert_allclose(loss(confidence)[:2], np.exp([-50.0, -60.0]), rtol=1e-12)
+    assert loss(confidence)[3] == 800.0
 
 
 def test_signals_do_not_change_when_all_logits_shift():
@@ -80,7 +84,7 @@ def test_logits_that_are_not_finite_are_refused_by_their_index(bad: float):
     logits = np.zeros((2, 4, 3))
     logits[1, 2, 0] = bad
     with pytest.raises(InputError, match=r"logits\[1, 2, 0\] is .*(nan|inf), and 1 of 24 entries"):
-        loss(logits, np.zeros(4, dtype=int))
+        scaled_confidence(logits, np.zeros(4, dtype=int))
 
 
 @pytest.mark.parametrize(
@@ -97,6 +101,18 @@ def test_logits_that_are_not_finite_are_refused_by_their_index(bad: float):
 def test_labels_that_do_not_fit_are_refused(logits: np.ndarray, labels: np.ndarray, message: str):
     with pytest.raises(InputError, match=message):
         scaled_confidence(logits, labels)
+
+
+def test_signals_of_some_replicas_are_those_of_all_with_what_was_computed():
+    logits, _, labels = replicas(5, 20, gain=0.0, seed=22)
+    signals = signals_of(logits, labels, public_logits=logits[:, :7], public_labels=labels[:7])
+    some = signals.select([3, 1])
+    np.testing.assert_array_equal(some.confidence[:, 0], scaled_confidence(logits[[3, 1]], labels))
+    whole = signals.confidence
+    again = signals.select([3, 1])
+    np.testing.assert_array_equal(vars(again)["confidence"], whole[[3, 1]])
+    np.testing.assert_array_equal(again.public_confidence, some.confidence[:, 0, :7])
+    assert again.labels is signals.labels
 
 
 # Every attack
@@ -123,9 +139,9 @@ def test_attacks_with_shadows_beat_the_loss_threshold_and_blind_stays_at_chance(
 
 @pytest.mark.parametrize("attack", ATTACKS, ids=lambda a: a.name)
 def test_scores_cannot_depend_on_the_target_s_own_membership(attack: Any):
-    # No argument carries it: outputs, and a knowledge made of labels and of shadows that are not the target.
-    assert list(inspect.signature(attack.run).parameters) == ["outputs", "knowledge"]
-    assert {f.name for f in dataclasses.fields(MembershipKnowledge)} == {"labels", "shadows"}
+    # No argument carries it: signals, which have no such field, and what the attacker has of its own.
+    assert list(inspect.signature(attack.run).parameters) == ["signals", "knowledge"]
+    assert "members" not in {f.name for kind in (ServerSignals, MembershipKnowledge) for f in dataclasses.fields(kind)}
     logits, members, labels = replicas(9, 300, gain=1.0, seed=4)
     flipped = members.copy()
     flipped[-1] = ~flipped[-1]
@@ -146,13 +162,11 @@ def test_one_example_s_score_does_not_depend_on_how_the_target_treats_the_others
 @pytest.mark.parametrize("attack", NEEDING_SHADOWS, ids=lambda a: a.name)
 def test_an_attack_without_the_shadows_it_needs_says_so(attack: Any):
     logits, members, labels = replicas(3, 20, gain=1.0, seed=7)
+    signals = signals_of(logits, labels)
     with pytest.raises(InputError, match="needs shadows"):
-        attack.run(logits[-1], MembershipKnowledge(labels=labels))
+        attack.run(signals.select([-1]), MembershipKnowledge())
     with pytest.raises(InputError, match="do not fit"):
-        attack.run(
-            logits[-1],
-            MembershipKnowledge(labels=labels, shadows=Shadows(outputs=logits, members=members[:2])),
-        )
+        attack.run(signals.select([-1]), MembershipKnowledge(shadows=Shadows(signals=signals, members=members[:2])))
 
 
 @pytest.mark.parametrize("attack", [LiRA(), ShadowClassifier()], ids=lambda a: a.name)
@@ -164,8 +178,8 @@ def test_shadows_that_all_trained_on_everything_are_refused(attack: Any):
 
 def test_the_loss_threshold_is_the_negative_loss_and_needs_no_shadows():
     logits, _, labels = replicas(1, 20, gain=0.0, seed=9)
-    scores = LossThreshold().run(logits[0], MembershipKnowledge(labels=labels))
-    np.testing.assert_array_equal(scores, -loss(logits[0], labels))
+    scores = LossThreshold().run(signals_of(logits, labels), MembershipKnowledge())
+    np.testing.assert_array_equal(scores, -loss(scaled_confidence(logits[0], labels)))
 
 
 # LiRA
@@ -295,9 +309,9 @@ def exactly_half(models: int, examples: int, seed: int) -> np.ndarray:
 
 
 def blind_auc(shadow_members: np.ndarray, target: np.ndarray) -> float:
-    shadows = Shadows(outputs=np.zeros((*shadow_members.shape, 2)), members=shadow_members)
-    knowledge = MembershipKnowledge(labels=np.zeros(target.size, dtype=int), shadows=shadows)
-    return auc(Blind().run(np.zeros((target.size, 2)), knowledge), target)
+    signals = signals_of(np.zeros((len(shadow_members), target.size, 2)), np.zeros(target.size, dtype=int))
+    shadows = Shadows(signals=signals, members=shadow_members)
+    return auc(Blind().run(signals.select([0]), MembershipKnowledge(shadows=shadows)), target)
 
 
 @pytest.mark.parametrize("models", [4, 8, 16])

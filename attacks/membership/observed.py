@@ -1,0 +1,149 @@
+"""The signals that one view of several replicas gives an attacker: computed once, kept, and shared by all attacks.
+
+A class for every view, each with all that the narrower ones show, so that an attack which needs more than its view
+shows is refused by type. Arrays lead with replicas; `select` takes some of them, with all that was computed already.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
+from functools import cached_property
+from typing import ClassVar, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from attacks.base import Floats, Ints, MembershipKnowledge, Shadows
+from attacks.membership.signals import scaled_confidence
+from fl_core.errors import InputError
+from fl_core.views import VIEWS, Participant, ReleasedModel, SecureServer, Server
+
+Derived = NDArray[np.float64]
+
+SHARED = ("labels", "public_labels")
+"""Fields that are the same for all replicas."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Signals:
+    """What the released models say of the candidates, and of public examples that no replica trained on.
+
+    `logits` [replicas, queries, examples, classes]; query 0 is the example as it is, the others are augmented copies,
+    the same ones for every replica. `labels` [examples]. `public_logits` [replicas, public, classes] and
+    `public_labels` [public] are those of the attacker's own examples; none where it has none.
+    """
+
+    view: ClassVar[type[ReleasedModel]] = ReleasedModel
+
+    labels: Ints
+    logits: Floats
+    public_labels: Ints | None = None
+    public_logits: Floats | None = None
+
+    @property
+    def replicas(self) -> int:
+        return len(self.logits)
+
+    @cached_property
+    def confidence(self) -> Derived:
+        """Scaled confidence of the true label [replicas, queries, examples], in nats."""
+        # One replica at a time: float64 copies of all logits at once would take several times their memory.
+        return np.stack([scaled_confidence(own, self.labels) for own in self.logits])
+
+    @cached_property
+    def public_confidence(self) -> Derived:
+        """That of the public examples [replicas, public]. Raises InputError where there are none."""
+        if self.public_logits is None or self.public_labels is None:
+            raise InputError("this attack needs public examples and the attacker has none; set attack.public")
+        return np.stack([scaled_confidence(own, self.public_labels) for own in self.public_logits])
+
+    def select(self, replicas: Sequence[int] | Ints | slice) -> Self:
+        """The signals of some replicas; what was derived comes along."""
+        taken = {
+            name: value if name in SHARED or value is None else value[replicas] for name, value in vars(self).items()
+        }
+        chosen = replace(self, **{field.name: taken.pop(field.name) for field in fields(self)})
+        vars(chosen).update(taken)
+        return chosen
+
+
+@dataclass(frozen=True, kw_only=True)
+class ParticipantSignals(Signals):
+    """Also what the global models of the recorded rounds say of each candidate: [replicas, rounds, examples].
+
+    `round_confidence` is the scaled confidence under the model that a round sent out, in nats, and `gradient_norm` the
+    length of the loss's gradient there. `step_product` is the inner product of the step from that model to the next one
+    with minus that gradient, and `step_norm` [replicas, rounds] the length of the step.
+    """
+
+    view: ClassVar[type[ReleasedModel]] = Participant
+
+    round_confidence: Floats
+    gradient_norm: Floats
+    step_product: Floats
+    step_norm: Floats
+
+
+@dataclass(frozen=True, kw_only=True)
+class SecureServerSignals(ParticipantSignals):
+    """Also those of the sums: `sum_product` [replicas, rounds, examples] with minus the gradient at the model that was
+    sent, and `sum_norm` [replicas, rounds].
+    """
+
+    view: ClassVar[type[ReleasedModel]] = SecureServer
+
+    sum_product: Floats
+    sum_norm: Floats
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServerSignals(SecureServerSignals):
+    """Also those of each client's own update: [replicas, rounds, clients, examples].
+
+    `client_product` is its inner product with minus the example's gradient at the model that was sent, `client_norm`
+    [replicas, rounds, clients] its length, and `client_confidence` the scaled confidence under that client's own model.
+    `took_part` [replicas, rounds, clients] says who sent one; the signals of the others are NaN.
+    """
+
+    view: ClassVar[type[ReleasedModel]] = Server
+
+    client_product: Floats
+    client_norm: Floats
+    client_confidence: Floats
+    took_part: NDArray[np.bool_]
+
+
+def require_signals(attack: str, signals: Signals, needs: type[Signals]) -> None:
+    """Raise InputError where the signals come from a view that does not show what the attack needs."""
+    if not isinstance(signals, needs):
+        hidden = ": secure aggregation hides each client's update" if signals.view is SecureServer else ""
+        raise InputError(
+            f"{attack} needs the view {needs.view.view}; it was given {signals.view.view}, "
+            f"which does not show that{hidden}"
+        )
+
+
+def require_shadows(attack: str, signals: Signals, knowledge: MembershipKnowledge) -> Shadows:
+    """Return the attacker's shadows; raise InputError if it has none, or they do not fit the target."""
+    shadows = knowledge.shadows
+    if shadows is None:
+        raise InputError(
+            f"the {attack} attack needs shadows and the attacker has none; train some, or use 'loss threshold'"
+        )
+    if shadows.members.dtype != np.bool_:
+        raise InputError(f"the shadows' members are of type {shadows.members.dtype}; give booleans [shadows, examples]")
+    theirs, ours = shadows.signals.logits.shape, signals.logits.shape
+    if theirs[1:] != ours[1:] or shadows.members.shape != (theirs[0], ours[2]):
+        raise InputError(
+            f"shadow logits {theirs}, their members {shadows.members.shape} and the target's logits {ours} do not fit; "
+            "give [shadows, queries, examples, classes], [shadows, examples] and [1, queries, examples, classes]"
+        )
+    return shadows
+
+
+KINDS: dict[str, type[Signals]] = {
+    kind.view.view: kind for kind in (Signals, ParticipantSignals, SecureServerSignals, ServerSignals)
+}
+"""By the name of their view."""
+assert KINDS.keys() == VIEWS.keys()
