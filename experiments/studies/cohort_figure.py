@@ -90,7 +90,7 @@ def _attacks(axes: Axes, records: Sequence[Values]) -> None:
 
 
 def _settings(axes: Axes, records: Sequence[Values]) -> None:
-    _frame(axes, "c  Whose data, and which model", "AUC")
+    _frame(axes, "c  Whose data, which model", "AUC")
     about = {"kind": "membership", "attack": "matched filter", "knowledge": EXACT, "metric": "auc"}
     every = rows(records, **about)
     settings = dict.fromkeys((row["model"], row["target"], row["local_steps"]) for row in every)
@@ -134,7 +134,7 @@ def _noise(axes: Axes, records: Sequence[Values], metric: str, title: str, ylabe
 
 
 def _pictures(axes: Axes, records: Sequence[Values]) -> None:
-    axes.set_title("f  Pictures recovered from the sum", loc="left")
+    axes.set_title("f  Pictures from the sum", loc="left")
     axes.set_ylabel("PSNR (dB)")
     about = {"kind": "pictures", "metric": "psnr"}
     epsilons = {row["noise_epsilon"] for row in rows(records, **about)} - {None}
