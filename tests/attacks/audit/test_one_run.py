@@ -7,7 +7,8 @@ import pytest
 from scipy.special import betainc, expit
 from scipy.stats import binom
 
-from attacks.audit import audit_one_run, clopper_pearson_epsilon, one_run_ceiling, one_run_epsilon
+from attacks.audit.one_run import audit_one_run, one_run_ceiling, one_run_epsilon
+from attacks.audit.two_world import clopper_pearson_epsilon
 from fl_core.errors import InputError
 
 TRIALS = 2000
