@@ -73,7 +73,7 @@ class FrameBound(Outcome):
 
 @dataclass(frozen=True, kw_only=True)
 class Estimate(Outcome):
-    """An estimate of ε, not a bound: about half of all estimates lie above the truth.
+    """An estimate of ε, not a bound: half of all estimates, or most of them, lie above the truth.
 
     `low` and `high` are ends of an approximate interval of the level `confidence`, from `canaries` in the run and
     `controls` out of it (0 where the null is known in closed form). An alarm must not rest on it.
