@@ -102,7 +102,7 @@ class AuditCanaries(Study):
     mechanisms: Sequence[str] = tuple(MECHANISMS)
     epsilons: Sequence[float] = (1.0, 4.0, 16.0)
     kinds: Sequence[str] = KINDS
-    runs: int = 400
+    runs: int = 300
     canaries: int = 8
     clients: int = 3
     each: int = 20
