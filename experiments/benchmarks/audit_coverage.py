@@ -289,8 +289,8 @@ def markdown(record: Mapping[str, Any]) -> str:
     lines = [
         "# Audits of auditors: how often a bound exceeds the truth\n",
         f"Made by `{record['command']}` at revision {record['revision']}, in {record['cpu_seconds']:.0f} s of one "
-        f"core of {hardware['processor']} ({record['wall_seconds']:.0f} s by the clock, beside other work), seed {record['seed']}; numpy {versions['numpy']}, scipy "
-        f"{versions['scipy']}.\n",
+        f"core of {hardware['processor']} ({record['wall_seconds']:.0f} s by the clock), seed {record['seed']}; numpy "
+        f"{versions['numpy']}, scipy {versions['scipy']}.\n",
         f"{record['trials']} audits a row. A bound with {CONFIDENCE:.0%} confidence may exceed the true ε in at most "
         f"{NOMINAL:.0%} of them; in brackets the {INTERVAL:.1%} Clopper–Pearson interval of the measured rate. "
         f"Two-world audits rest on {TWO_WORLD} runs of each world ({PAIRS} pairs if sequential), one-run audits on "
@@ -343,12 +343,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         check_number("--seed", asked.seed, minimum=0, integer=True)
     except InputError as error:
         parser.error(str(error))
+    around = circumstances(torch.device("cpu"))  # of the code that runs, whatever is edited meanwhile
     began, worked, rows = time.perf_counter(), time.process_time(), []
     for row in all_rows():
         rows.append(measure(row, asked.trials, asked.seed))
         print(f"{row.mechanism}: {row.auditor} ({row.kind}): {rows[-1]['rate']['value']:.2%}", flush=True)
     record = {
-        **circumstances(torch.device("cpu")),
+        **around,
         "command": f"python -m experiments.benchmarks.audit_coverage --trials {asked.trials} --seed {asked.seed}",
         "trials": asked.trials,
         "seed": asked.seed,

@@ -65,7 +65,7 @@ def _panel(axes: Axes, found: Sequence[Values]) -> None:
     axes.set(xscale="log", yscale="symlog", xlim=ends, ylim=(0, 1.3 * ticks[-1]))
     axes.set_yscale("symlog", linthresh=0.5)
     axes.plot(ends, ends, color="black", linewidth=0.8, label="accountant")
-    axes.fill_between(ends, ends, 10 * ends, color="0.94", linewidth=0, zorder=0)
+    axes.fill_between(ends, ends, 100 * ticks[-1], color="0.94", linewidth=0, zorder=0)
     for number, (name, look) in enumerate(LOOKS.items()):
         mine = sorted((one for one in found if one["auditor"] == name), key=lambda one: float(one["epsilon"]))
         # Side by side: where nothing is shown all of them lie at 0.
