@@ -124,6 +124,7 @@ def test_the_committed_table_has_no_bound_that_claims_too_much():
     assert record["trials"] >= 2000
     assert {(row["auditor"], row["mechanism"]) for row in record["rows"]} == set(ROWS)
     assert not broken(record["rows"])
+    assert markdown(record) == (ROOT / "results/benchmarks/audit_coverage.md").read_text()
 
 
 def test_every_gaussian_auditor_off_its_assumption_is_marked_so():
