@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from attacks.audit import audit_one_run
+from attacks.audit.one_run import audit_one_run
 from attacks.metrics import Interval, bootstrap_over_replicas, clopper_pearson, mean_interval, psnr, roc_band, supports
 from experiments.cell import Cell
 from experiments.pieces import probe_parts, score_one, stored_scores, stored_signals, target_parts

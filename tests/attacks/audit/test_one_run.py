@@ -1,4 +1,4 @@
-"""Lower bounds on ε: published ceilings, and false claims on mechanisms whose ε is known."""
+"""Lower bounds on ε from one run: published ceilings, and false claims on mechanisms whose ε is known."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import pytest
 from scipy.special import betainc, expit
 from scipy.stats import binom
 
-from attacks.audit import audit_one_run, clopper_pearson_epsilon, one_run_ceiling, one_run_epsilon
+from attacks.audit.one_run import audit_one_run, one_run_ceiling, one_run_epsilon
 from fl_core.errors import InputError
 
 TRIALS = 2000
@@ -62,22 +62,6 @@ def test_the_bound_grows_with_right_guesses_and_shrinks_with_delta_and_confidenc
     assert bounds[5] == 0.0  # half right proves nothing
     assert one_run_epsilon(500, 100, 90, 1e-3) < one_run_epsilon(500, 100, 90, 1e-5)
     assert one_run_epsilon(500, 100, 90, confidence=0.99) < one_run_epsilon(500, 100, 90)
-
-
-@pytest.mark.parametrize(("a_side", "epsilon"), [(100, 3.28), (1000, 5.60), (10_000, 7.90)])
-def test_clopper_pearson_ceiling_with_both_sides_at_97_5_percent(a_side: int, epsilon: float):
-    # All right: log(p/(1−p)) at p = .025^(1/n). One-sided 95% on each rate would give 3.49 and hold at 90%
-    # only.
-    assert clopper_pearson_epsilon(a_side, a_side, 0, a_side) == pytest.approx(epsilon, abs=0.005)
-
-
-def test_clopper_pearson_uses_whichever_error_is_rarer():
-    few_false_positives = clopper_pearson_epsilon(300, 1000, 10, 1000)
-    few_misses = clopper_pearson_epsilon(990, 1000, 700, 1000)
-    assert few_false_positives == pytest.approx(few_misses, abs=1e-9)
-    assert few_false_positives > 2.5
-    assert clopper_pearson_epsilon(500, 1000, 500, 1000) == 0.0
-    assert clopper_pearson_epsilon(300, 1000, 10, 1000, delta=0.1) < few_false_positives
 
 
 def claims(scores: np.ndarray, members: np.ndarray, epsilon: float, delta: float = 0.0) -> float:

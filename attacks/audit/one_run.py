@@ -1,39 +1,34 @@
-"""Lower bounds on ε: what an attack's success proves about a mechanism, with a stated confidence.
+"""Lower bounds on ε from one run, whose many canaries were each included by a fair coin.
 
-A bound above the accountant's ε means that the accounting, the mechanism or the audit is broken. Every bound
-here holds for guesses whose number was fixed beforehand. A maximum over thresholds, guess counts or attacks,
-taken on the same data, loses the confidence.
+Every bound here holds for guesses whose number was fixed beforehand. A maximum over guess counts or attacks, taken on
+the same data, loses the confidence.
 """
 
 from __future__ import annotations
 
+import functools
 import math
 from dataclasses import dataclass
 
 import numpy as np
 from scipy.special import betainc, expit
 
+from attacks.audit.checks import check_levels
+from attacks.audit.outcomes import OneRunBound
 from attacks.base import Bools, Floats
-from attacks.metrics import clopper_pearson
 from fl_core.errors import InputError, check_number
 
 
 @dataclass(frozen=True, kw_only=True)
-class OneRunAudit:
-    """The outcome of a one-run audit.
+class Guesses:
+    """Of `guesses` on `canaries` canaries `correct` were right; on the others the attacker said nothing."""
 
-    `epsilon` is the lower bound; `ceiling` is the most that this many guesses could have shown, all right.
-    """
-
-    epsilon: float
-    ceiling: float
     canaries: int
     guesses: int
     correct: int
-    delta: float
-    confidence: float
 
 
+@functools.lru_cache(maxsize=4096)  # audits of one size differ in one count
 def one_run_epsilon(canaries: int, guesses: int, correct: int, delta: float = 0.0, confidence: float = 0.95) -> float:
     """Largest ε that `correct` of `guesses` right guesses on `canaries` canaries reject, or 0.
 
@@ -47,7 +42,7 @@ def one_run_epsilon(canaries: int, guesses: int, correct: int, delta: float = 0.
     check_number("canaries", canaries, minimum=1, integer=True)
     check_number("guesses", guesses, minimum=1, maximum=canaries, integer=True)
     check_number("correct", correct, minimum=0, maximum=guesses, integer=True)
-    _check_levels(delta, confidence)
+    check_levels(delta, confidence)
     if correct == 0:
         return 0.0
 
@@ -97,7 +92,7 @@ def audit_one_run(
     delta: float = 0.0,
     confidence: float = 0.95,
     seed: int = 0,
-) -> OneRunAudit:
+) -> OneRunBound:
     """Lower bound on the ε of one training run, from canaries that each run included by a fair coin.
 
     `scores` and `members` are [targets, canaries]. The `fraction` / 2 of all pooled scores that are highest
@@ -118,6 +113,21 @@ def audit_one_run(
     (Keinan et al. 2025). Raises InputError for misfits, scores that are NaN and a fraction that leaves no
     guess. Source: Steinke, Nasr, Jagielski 2023, Algorithm 1.
     """
+    check_levels(delta, confidence)
+    found = guess(scores, members, fraction=fraction, seed=seed)
+    return OneRunBound(
+        epsilon=one_run_epsilon(found.canaries, found.guesses, found.correct, delta, confidence),
+        delta=delta,
+        confidence=confidence,
+        ceiling=one_run_ceiling(found.canaries, found.guesses, delta, confidence),
+        canaries=found.canaries,
+        guesses=found.guesses,
+        correct=found.correct,
+    )
+
+
+def guess(scores: Floats, members: Bools, *, fraction: float, seed: int) -> Guesses:
+    """The guesses of `audit_one_run`, whose arguments and errors these are; how many there are follows from sizes."""
     scores = np.asarray(scores, dtype=np.float64)
     if scores.ndim != 2 or members.shape != scores.shape or members.dtype != np.bool_:
         raise InputError(
@@ -129,7 +139,6 @@ def audit_one_run(
             f"{int(np.isnan(scores).sum())} of {scores.size} audit scores are NaN; every canary needs a score"
         )
     check_number("audit fraction", fraction, above=0, maximum=1)
-    _check_levels(delta, confidence)
     a_side = math.floor(fraction * scores.size / 2 + 1e-9)
     if a_side == 0:
         raise InputError(
@@ -140,44 +149,4 @@ def audit_one_run(
     order = shuffled[np.argsort(scores.reshape(-1)[shuffled], kind="stable")]
     truth = members.reshape(-1)[order]
     correct = int((~truth[:a_side]).sum() + truth[-a_side:].sum())
-    return OneRunAudit(
-        epsilon=one_run_epsilon(scores.size, 2 * a_side, correct, delta, confidence),
-        ceiling=one_run_ceiling(scores.size, 2 * a_side, delta, confidence),
-        canaries=scores.size,
-        guesses=2 * a_side,
-        correct=correct,
-        delta=delta,
-        confidence=confidence,
-    )
-
-
-def clopper_pearson_epsilon(
-    true_positives: int,
-    members: int,
-    false_positives: int,
-    non_members: int,
-    delta: float = 0.0,
-    confidence: float = 0.95,
-) -> float:
-    """Lower bound on ε from independent runs of a two-world game with one pre-registered threshold, or 0.
-
-    A lower bound on the TPR and an upper one on the FPR, each at (1 + confidence)/2 so that both hold
-    together with `confidence`, give ε ≥ log((TPR − δ)/FPR) and, from the same two bounds, ε ≥ log((1 − FPR
-    − δ)/(1 − TPR)). The trials must be independent: one run of each world a trial, not many examples of one
-    model. Raises InputError for counts that do not fit. Source: Nasr et al. 2021, "Adversary
-    Instantiation".
-    """
-    _check_levels(delta, confidence)
-    # The two-sided Clopper–Pearson interval has (1 − confidence)/2 on each side.
-    power = clopper_pearson(true_positives, members, confidence).low
-    error = clopper_pearson(false_positives, non_members, confidence).high
-    bounds = [0.0]
-    for right, wrong in ((power, error), (1 - error, 1 - power)):
-        if right - delta > 0:
-            bounds.append(math.log((right - delta) / wrong))  # wrong > 0: a finite sample rules nothing out
-    return max(bounds)
-
-
-def _check_levels(delta: float, confidence: float) -> None:
-    check_number("delta", delta, minimum=0, below=1)
-    check_number("confidence", confidence, above=0.5, below=1)
+    return Guesses(canaries=scores.size, guesses=2 * a_side, correct=correct)
