@@ -1,27 +1,24 @@
-"""How well an attack did: ROC, AUC and TPR at a low FPR with intervals; PSNR and batch matching.
+"""How well an attack did: ROC, AUC, TPR at a low FPR and balanced accuracy, with intervals.
 
 Uncertainty lives between replicas, not between the examples of one model: the examples of a replica share
 its training noise, so intervals here resample whole replicas. No threshold is tuned on the labels it is
-judged by; a balanced accuracy maximised over thresholds is left out for that reason.
+judged by: that of a balanced accuracy comes from the other replicas.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from scipy.optimize import linear_sum_assignment
 from scipy.special import betaincinv, ndtr, stdtrit
 
 from attacks.base import Bools, Floats
 from fl_core.errors import InputError, check_number
 
 Array = NDArray[np.float64]
-Pictures = Floats | torch.Tensor
 
 LEVEL = 0.95
 COUNT_SLACK = 1e-9  # 0.29 * 100 is 28.999…: without it a stated FPR loses a non-member to rounding
@@ -38,11 +35,12 @@ class Interval:
 
 @dataclass(frozen=True, kw_only=True)
 class MembershipSummary:
-    """Pooled AUC and TPR at `fpr` over replicas, and what they rest on."""
+    """Pooled AUC and TPR at `fpr` over replicas, and what they rest on. `tprs` are those at other rates asked for."""
 
     auc: Interval
     tpr: Interval
     fpr: float
+    tprs: dict[float, Interval] = field(default_factory=dict)
     replicas: int
     members: int
     non_members: int
@@ -108,10 +106,11 @@ def bootstrap_over_replicas(
     mask: Bools | None = None,
     *,
     fpr: float = 0.01,
+    fprs: Sequence[float] = (),
     resamples: int = 1000,
     seed: int = 0,
 ) -> MembershipSummary:
-    """AUC and TPR at `fpr` of the ROC pooled over replicas, with 95% percentile intervals over replicas.
+    """AUC and TPR at `fpr` (and `fprs`) of the ROC pooled over replicas, with 95% percentile intervals over replicas.
 
     `scores` and `members` are [replicas, examples]; `mask`, [replicas, examples] or [examples], says which
     count. One threshold serves all replicas. A resample that drew no member or no non-member at all is left
@@ -120,15 +119,17 @@ def bootstrap_over_replicas(
     least as wide as Clopper and Pearson's for its count of members, since resampling a rate of 0 gives 0 again.
     Raises InputError with fewer than 2 replicas, and as `tpr_at_fpr` for the pool.
     """
-    check_number("fpr", fpr, above=0, maximum=1)
     pool = _ReplicaRanks(scores, members, mask)
-    _require_support(fpr, int(pool.non_members.sum()))
+    for rate in (fpr, *fprs):
+        check_number("fpr", rate, above=0, maximum=1)
+        _require_support(rate, int(pool.non_members.sum()))
     weights = _resampled_weights(pool, resamples, seed)
     once = np.ones((1, pool.replicas))
     return MembershipSummary(
         auc=_percentiles(pool.auc(once), pool.auc(weights), pool.replicas),
         tpr=_tpr_interval(pool, weights, fpr),
         fpr=fpr,
+        tprs={rate: _tpr_interval(pool, weights, rate) for rate in fprs},
         replicas=pool.replicas,
         members=int(pool.members.sum()),
         non_members=int(pool.non_members.sum()),
@@ -156,6 +157,29 @@ def roc_band(
     intervals = [_tpr_interval(pool, weights, fpr) for fpr in grid]
     value, low, high = np.array([(i.value, i.low, i.high) for i in intervals]).T
     return RocBand(fpr=grid, tpr=value, low=low, high=high)
+
+
+def balanced_accuracy(scores: Floats, members: Bools, mask: Bools | None = None) -> Array:
+    """(TPR + TNR)/2 of each replica [replicas] that has both, at the threshold that does best on all the others.
+
+    So no replica's own membership chooses the threshold that it is judged by. Shapes and errors as
+    `bootstrap_over_replicas`; InputError where fewer than 2 replicas have members and non-members.
+    """
+    pool = _ReplicaRanks(scores, members, mask)
+    inside, outside = pool.above()  # [replicas, thresholds + 1]: how many are let in as the threshold falls
+    both = (pool.members > 0) & (pool.non_members > 0)
+    if both.sum() < 2:
+        raise InputError("a balanced accuracy needs 2 replicas that have members and non-members; run more replicas")
+    found = []
+    for replica in np.flatnonzero(both):
+        others = np.arange(pool.replicas) != replica
+        gain = inside[others].sum(0) / pool.members[others].sum() - outside[others].sum(0) / (
+            pool.non_members[others].sum()
+        )
+        at = int(gain.argmax())
+        power = inside[replica, at] / pool.members[replica]
+        found.append((power + 1 - outside[replica, at] / pool.non_members[replica]) / 2)
+    return np.array(found)
 
 
 class _ReplicaRanks:
@@ -197,6 +221,15 @@ class _ReplicaRanks:
         total = ((weights @ wins) * weights).sum(axis=1)
         area: Array = total / ((weights @ self.non_members) * (weights @ self.members))
         return area
+
+    def above(self) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
+        """Each replica's members and non-members at or above every threshold, both [replicas, thresholds + 1]."""
+        steps = np.arange(self.thresholds + 1)
+        inside, outside = (
+            np.stack([np.searchsorted(own, steps) for own in side]).astype(np.int32)
+            for side in (self._inside, self._outside)
+        )
+        return inside, outside
 
     def _wins(self) -> Iterator[Array]:
         """For each replica: its non-members beaten by the members of every replica, ties counting half."""
@@ -319,62 +352,3 @@ def clopper_pearson(successes: int, trials: int, confidence: float = LEVEL) -> I
     low = betaincinv(successes, failures + 1, side) if successes else 0.0
     high = betaincinv(successes + 1, failures, 1 - side) if failures else 1.0
     return Interval(successes / trials, float(low), float(high))
-
-
-# Pictures
-
-
-def psnr(recovered: Pictures, truth: Pictures) -> Array:
-    """Peak signal-to-noise ratio of each image [images] in dB, 10·log10(1/MSE), for pixels in [0, 1].
-
-    Both are [images, ...]. An exact recovery is inf: count those apart, a mean over them says nothing.
-    Raises InputError for unequal shapes, entries that are not finite, or a truth outside [0, 1] (normalised
-    pixels).
-    """
-    first, second = _check_pictures(recovered, truth)
-    if first.shape != second.shape:
-        raise InputError(f"recovered images {first.shape} and true ones {second.shape} differ; match them first")
-    error = ((first - second) ** 2).mean(axis=1)
-    with np.errstate(divide="ignore"):
-        decibels: Array = -10 * np.log10(error)
-    return decibels
-
-
-def match(recovered: Pictures, truth: Pictures) -> NDArray[np.int64]:
-    """For each true image the index of its recovered one, by the least total squared error.
-
-    `recovered` [at least images, ...] and `truth` [images, ...]; returns [images], so that
-    `recovered[match(recovered, truth)]` lines up with `truth`. (Indexing `truth` with it is the inverse,
-    and wrong.) Raises InputError for fewer recovered than true images, or as `psnr`.
-    """
-    guesses, originals = _check_pictures(recovered, truth)
-    if guesses.shape[1:] != originals.shape[1:] or len(guesses) < len(originals):
-        raise InputError(
-            f"recovered images {guesses.shape} and true ones {originals.shape}, both [images, pixels], "
-            "cannot be matched; fill the missing ones with a blind guess such as constant grey"
-        )
-    # ‖a − b‖² through the products would lose the digits that tell near-exact recoveries apart.
-    cost = np.stack([((guesses - original) ** 2).sum(axis=1) for original in originals])
-    rows, columns = linear_sum_assignment(cost)
-    assignment = np.empty(len(originals), dtype=np.int64)
-    assignment[rows] = columns
-    return assignment
-
-
-def _check_pictures(recovered: Pictures, truth: Pictures) -> tuple[Array, Array]:
-    """Both as float64 [images, pixels]."""
-    flat = []
-    for name, images in (("recovered", recovered), ("true", truth)):
-        on_host = images.detach().cpu().numpy() if isinstance(images, torch.Tensor) else images
-        array = np.asarray(on_host, dtype=np.float64)
-        if array.ndim < 2 or array.size == 0:
-            raise InputError(f"{name} images have shape {array.shape}; give [images, ...] with at least one image")
-        if not np.isfinite(array).all():
-            raise InputError(f"{name} images have pixels that are not finite; count that recovery as failed")
-        flat.append(array.reshape(len(array), -1))
-    if flat[1].min() < -1e-6 or flat[1].max() > 1 + 1e-6:
-        raise InputError(
-            f"true images have pixels from {flat[1].min():.3g} to {flat[1].max():.3g}; "
-            "undo the normalisation, pixels are in [0, 1]"
-        )
-    return flat[0], flat[1]

@@ -198,9 +198,13 @@ class Composed(Defense):
         return NoGuarantee(reason="; ".join(reasons), unit=unit, view=view)
 
 
-def composed(defenses: Sequence[Defense] | Mapping[str, Defense]) -> Defense:
-    """The composition of a list, or of named parts in their order (so that a sweep can reach into one)."""
-    parts = tuple(defenses.values() if isinstance(defenses, Mapping) else defenses)
+def composed(defenses: Sequence[Defense | None] | Mapping[str, Defense | None]) -> Defense:
+    """The composition of a list, or of named parts in their order (so that a sweep can reach into one).
+
+    A part that is None is none, so that a sweep can leave it out.
+    """
+    given = defenses.values() if isinstance(defenses, Mapping) else defenses
+    parts = tuple(part for part in given if part is not None)
     for part in parts:
         if not isinstance(part, Defense):
             raise InputError(

@@ -1,7 +1,8 @@
-"""Stored runs, as one list of cells in the order of a plot: ε rising, without a guarantee last."""
+"""Stored runs, as one list of cells in the order of a plot: ε rising, without a guarantee last, variant by variant."""
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,21 +10,28 @@ from pathlib import Path
 from typing import Any
 
 from experiments import store
+from experiments.configuration import flat
+from experiments.population import FREE
 from experiments.scoring import Row
 from fl_core.errors import InputError
 
 
 @dataclass(frozen=True)
 class CellResult:
-    """One stored cell: `facts` describe it, `rows` are what was measured; the rest is what figures draw."""
+    """One stored cell: `facts` describe it, `rows` are what was measured; the rest is what figures draw.
+
+    `variant` is what sets it apart from the others besides ε, such as `attack.references=4`; empty where nothing does.
+    """
 
     folder: Path
     manifest: dict[str, Any]
     facts: dict[str, Any]
     rows: tuple[Row, ...]
     roc: dict[str, Any]
-    audit: dict[str, Any] | None
+    audits: tuple[dict[str, Any], ...]
+    vulnerable: dict[str, list[dict[str, Any]]]
     account: dict[str, Any]
+    variant: str = ""
 
     @property
     def epsilon(self) -> float:
@@ -34,8 +42,21 @@ class CellResult:
     @property
     def accounted(self) -> float:
         """What the accountant says that the released model guarantees to one example, as attacks ask for examples."""
-        found = self.account["guarantees"]["released_model/example"]["epsilon"]
+        return self.accounted_against("released_model")
+
+    def accounted_against(self, view: str) -> float:
+        """That of any view."""
+        found = self.account["guarantees"][f"{view}/example"]["epsilon"]
         return math.inf if found is None else float(found)
+
+    @property
+    def audit(self) -> dict[str, Any] | None:
+        """The first audit of the configuration, for the summary."""
+        return self.audits[0] if self.audits else None
+
+    def attacks(self) -> list[str]:
+        """The names of the membership attacks, in the configuration's order."""
+        return list(dict.fromkeys(row.attack for row in self.rows if row.question == "membership"))
 
     def row(self, question: str, metric: str, attack: str | None = None, group: str | None = None) -> Row | None:
         """The one row that fits, or None."""
@@ -64,7 +85,8 @@ def collect(folders: Sequence[Path]) -> list[CellResult]:
                     stored["cell"],
                     rows,
                     stored["roc"],
-                    stored["audit"],
+                    tuple(stored["audits"]),
+                    stored["vulnerable"],
                     stored["account"],
                 )
             )
@@ -74,17 +96,39 @@ def collect(folders: Sequence[Path]) -> list[CellResult]:
             ) from None
     if not cells:
         raise InputError("there is no stored run to report on; run a sweep first")
-    return sorted(cells, key=lambda cell: cell.epsilon)
+    named = _variants(cells)
+    order = list(dict.fromkeys(named))
+    cells = [dataclasses.replace(cell, variant=name) for cell, name in zip(cells, named, strict=True)]
+    return sorted(cells, key=lambda cell: (order.index(cell.variant), cell.epsilon))
+
+
+def _variants(cells: Sequence[CellResult]) -> list[str]:
+    """What sets each cell apart from the others besides ε: the defence, by its name, and the fields that differ."""
+    configs = [
+        flat({name: value for name, value in cell.manifest["config"].items() if name not in (*FREE, "defense")})
+        for cell in cells
+    ]
+    names = dict.fromkeys(name for config in configs for name in config)
+    differing = [name for name in names if len({repr(config.get(name, "")) for config in configs}) > 1]
+    defenses = [cell.facts["defense"] for cell in cells]
+
+    def told(config: dict[str, Any], defense: str) -> str:
+        parts = [defense] if len(set(defenses)) > 1 else []
+        parts += [f"{name.removeprefix('attack.')} = {config[name]}" for name in differing if name in config]
+        return ", ".join(parts)
+
+    return [told(config, defense) for config, defense in zip(configs, defenses, strict=True)]
 
 
 def alarms(cells: Sequence[CellResult]) -> list[str]:
     """Where a measured lower bound contradicts the accountant: one of the two, or the defence, is broken."""
     found = []
     for cell in cells:
-        bound = (cell.audit or {}).get("epsilon")
-        if bound is not None and bound > cell.accounted:
-            found.append(
-                f"ALARM at ε = {cell.label()}: the audit shows ε ≥ {bound:.3g}, above the accounted "
-                f"{cell.accounted:.3g}; the accounting, the defence or the audit is broken"
-            )
+        for audit in cell.audits:
+            bound, accounted = audit["epsilon"], cell.accounted_against(audit["view"])
+            if bound is not None and bound > accounted:
+                found.append(
+                    f"ALARM at ε = {cell.label()}: the audit shows ε ≥ {bound:.3g}, above the accounted "
+                    f"{accounted:.3g} ({audit['attack']}); the accounting, the defence or the audit is broken"
+                )
     return found

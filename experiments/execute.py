@@ -1,17 +1,14 @@
-"""Run a cell: its tasks side by side, then everything sealed into one stored run."""
+"""Run a cell: its replicas, its tasks side by side, then everything sealed into one stored run."""
 
 from __future__ import annotations
 
-import json
 import math
 import shutil
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from itertools import product
 from pathlib import Path
 from typing import Any
 
-import filelock
 import joblib
 import numpy as np
 import pyarrow as pa
@@ -19,130 +16,118 @@ import pyarrow.parquet as pq
 import torch
 
 from defenses.bounds import TradeOff
-from experiments import store, tasks
+from experiments import scoring, store, tasks
 from experiments.cell import Cell
 from experiments.executor import Run
 from experiments.pieces import probe_parts, stored_scores, target_parts
-from experiments.scoring import accuracy_rows, clock_rows, reconstruction_rows
-from experiments.store import partial
+from experiments.replicas import history_of, populate
 from experiments.terminal import progress
-from fl_core.checkpoint import load_tensors, read_json, save_tensors, write_bytes, write_json, write_text
-from fl_core.errors import InputError
+from fl_core.checkpoint import load_tensors, read_json, save_tensors, write_bytes, write_json
 
 
 def execute(cell: Cell, label: str = "", wait: bool = False) -> Path:
     """Run `cell` to its end, or go on where an earlier call stopped; a finished run is only checked.
 
-    Returns the stored run's folder. Raises InputError where another process is at the same cell (unless told to `wait`
-    for it), workers died too often, or the stored run is damaged.
+    Replicas that are stored already are not trained again. Returns the stored run's folder. Raises InputError where
+    another process is at the same cell or at its replicas (unless told to `wait` for it), workers died too often, or a
+    stored run is damaged.
     """
-    final = store.RUNS / cell.hash
-    pieces = partial(final)
-    if final.exists():
-        store.load(final)
-    else:
-        cell.executor.connect()
-        pieces.mkdir(parents=True, exist_ok=True)
-        with _alone(pieces, wait):
-            if not final.exists():
-                began = time.perf_counter()
-                workers = _work(cell, pieces, label)
-                _seal(cell, pieces, final, time.perf_counter() - began, workers)
-    shutil.rmtree(pieces, ignore_errors=True)
+    name = label or cell.config["name"]
+
+    def work(pieces: Path, final: Path) -> None:
+        began = time.perf_counter()
+        for number, population in enumerate(cell.populations):
+            its = f"{name}, shadows" if number else name
+            populate(population, cell.executor, tasks.train, its, wait)
+        workers = _work(cell, pieces, name)
+        _seal(cell, pieces, final, time.perf_counter() - began, workers)
+
+    final = store.run_once(cell.hash, cell.executor.connect, work, wait, store.CELL)
+    for population in cell.populations:
+        store.load(store.RUNS / population.hash, store.REPLICAS)
     return final
 
 
-@contextmanager
-def _alone(pieces: Path, wait: bool) -> Iterator[None]:
-    """Hold the cell's lock, so that two sweeps do not write the same run."""
-    try:
-        with filelock.FileLock(pieces / "lock", timeout=-1 if wait else 0):
-            yield
-    except filelock.Timeout:
-        raise InputError(f"another process is running this cell ({pieces}); wait for it, or stop it") from None
-
-
-def _work(cell: Cell, pieces: Path, label: str) -> int:
+def _work(cell: Cell, pieces: Path, name: str) -> int:
     """Do the cell's tasks, and again what a worker that died left undone; returns the number of workers."""
-    shards, rounds = len(cell.shards()), cell.config["rounds"]
+    parts = len(cell.possible) * len(target_parts(cell)) + probe_parts(cell)
 
-    def rounds_done() -> int:
-        done = 0
-        for shard in range(shards):
-            count = pieces / f"train-{shard}.round"
-            if (pieces / f"train-{shard}.safetensors").exists():
-                done += rounds
-            elif count.exists():
-                done += int(count.read_text() or 0)
-        return done
+    def done() -> int:
+        return len(list(pieces.glob("score-*.safetensors"))) + len(list(pieces.glob("probe-*.safetensors")))
 
-    name = label or cell.config["name"]
-    with progress(shards * rounds, rounds_done, name, unit="round", afterwards="attacking"):
+    with progress(parts, done, f"{name}, attacks", unit="part", afterwards="measuring"):
         return cell.executor.persist(
             lambda run: _waves(cell, pieces, run), wanted=cell.config["workers"], device=cell.device, name=name
         )
 
 
 def _waves(cell: Cell, pieces: Path, run: Run) -> None:
-    """First what trains, then what scores it, then what measures the scores."""
+    """First what attacks, then what measures it."""
     # A worker on another machine must not choose another device than the one that stands in the run's hash.
-    config, attacks = cell.config | {"device": cell.device.type}, list(cell.membership_attacks)
+    config = cell.config | {"device": cell.device.type}
     pieces = pieces.absolute()  # a worker that outlived an earlier call may stand in another folder
     run(
-        [joblib.delayed(tasks.train)(config, pieces, shard) for shard in range(len(cell.shards()))]
-        + [joblib.delayed(tasks.probe)(config, pieces, part) for part in range(probe_parts(cell))]
+        [joblib.delayed(tasks.probe)(config, pieces, part) for part in range(probe_parts(cell))]
         + [joblib.delayed(tasks.account)(config, pieces)]
+        + [joblib.delayed(tasks.score)(config, pieces, *one) for one in product(cell.possible, target_parts(cell))]
     )
-    run(joblib.delayed(tasks.score)(config, pieces, attack, part) for attack in attacks for part in target_parts(cell))
-    run(joblib.delayed(tasks.measure)(config, pieces, attack) for attack in attacks)
+    run(joblib.delayed(tasks.measure)(config, pieces, attack) for attack in cell.possible)
 
 
 def _seal(cell: Cell, pieces: Path, final: Path, seconds: float, workers: int) -> None:
     """Gather the pieces into one stored run. The pieces stay until it has its final name."""
     sealed = pieces / "sealed"
     shutil.rmtree(sealed, ignore_errors=True)
-    trained = [load_tensors(pieces / f"train-{shard}.safetensors") for shard in range(len(cell.shards()))]
     probed = [load_tensors(pieces / f"probe-{part}.safetensors")[0] for part in range(probe_parts(cell))]
-    # [rounds][replicas]
-    accuracy, turns = (
-        [[one for _, facts in trained for one in facts[name][round]] for round in range(cell.config["rounds"])]
-        for name in ("accuracy", "fleet")
-    )
+    trained = store.RUNS / cell.targets.hash
+    accuracy, turns = history_of(trained)
     account = read_json(pieces / "account.json")
-    measured = {attack: read_json(pieces / f"measure-{attack}.json") for attack in cell.membership_attacks}
+    measured = {attack: read_json(pieces / f"measure-{attack}.json") for attack in cell.possible}
 
-    rows = [row for found in measured.values() for row in found["rows"]]
+    rows: list[dict[str, Any]] = []
+    for attack in cell.membership_attacks:
+        rows += measured[attack]["rows"] if attack in measured else scoring.refused(cell, attack)
     _add_ceilings(rows, account, cell.config["attack"]["fpr"])
-    rows += reconstruction_rows(cell, pieces) + accuracy_rows(cell, accuracy) + clock_rows(cell, accuracy, turns)
+    rows += scoring.reconstruction_rows(cell, pieces)
+    rows += scoring.accuracy_rows(cell, accuracy) + scoring.clock_rows(cell, accuracy, turns)
+    order = {attack: number for number, attack in enumerate(cell.config["attack"]["audit_with"])}
+    audits = [
+        one for attack in sorted(measured.keys() & order, key=order.__getitem__) for one in measured[attack]["audits"]
+    ]
     leakage = {
         "cell": describe(cell, account),
         "rows": rows,
         "roc": {found["attack"]: found["roc"] for found in measured.values()},
-        "audit": next((found["audit"] for found in measured.values() if found["audit"]), None),
+        "audits": audits,
+        "vulnerable": {found["attack"]: found["vulnerable"] for found in measured.values()},
         "account": account,
     }
     write_json(sealed / "leakage.json", leakage)
-    lines = [
-        json.dumps({"round": round + 1, "test_accuracy": values, "fleet": turns[round]})
-        for round, values in enumerate(accuracy)
-    ]
-    write_text(sealed / "rounds.jsonl", "\n".join(lines) + "\n")
     _write_scores(cell, pieces, sealed / "scores.parquet")
 
-    shown = _joined([tensors for tensors, _ in trained])
     updates = _joined([{n: v for n, v in part.items() if n.startswith("update.")} for part in probed])
-    save_tensors(sealed / "observations.safetensors", shown | updates)
+    save_tensors(sealed / "observations.safetensors", updates)
     guesses = _joined([{n: part[n] for n in ("recovered", "objective", "chosen", "labels")} for part in probed])
     save_tensors(sealed / "reconstructions.safetensors", guesses)
     truth = _joined([{n: part[n] for n in ("true_images", "true_labels")} for part in probed])
-    own = {"members": cell.members, "canary": cell.canary, "owners": cell.owners, "labels": cell.pool.labels}
+    targets = cell.targets
+    if measured:
+        most = [one["example"] for one in next(iter(measured.values()))["vulnerable"]]
+        truth |= {"vulnerable_images": targets.pool.images[most], "vulnerable_labels": targets.pool.labels[most]}
+    own = {
+        "members": targets.members,
+        "canary": targets.canary,
+        "owners": targets.owners,
+        "labels": targets.pool.labels,
+    }
     save_tensors(sealed / "truth" / "truth.safetensors", truth | own)
-    if (pieces / "models").is_dir():
-        shutil.copytree(pieces / "models", sealed / "models")
+    if (trained / "models").is_dir():
+        shutil.copytree(trained / "models", sealed / "models")
     manifest = {
         "hash": cell.hash,
         "config": cell.config,
         "cell": leakage["cell"],
+        "replicas": [population.hash for population in cell.populations],
         "guarantees": account["guarantees"],
         "seconds": round(seconds, 1),
         "workers": workers,
@@ -161,21 +146,25 @@ def describe(cell: Cell, account: dict[str, Any]) -> dict[str, Any]:
         "epsilon": wanted,
         "delta": cell.delta,
         "noise_multiplier": account["noise_multiplier"],
-        "examples": len(cell.pool),
-        "classes": list(cell.pool.classes),
-        "parameters": sum(value.numel() for value in cell.model.parameters()),
+        "examples": len(cell.targets.pool),
+        "classes": list(cell.targets.pool.classes),
+        "parameters": sum(value.numel() for value in cell.targets.model.parameters()),
         "fpr": cell.config["attack"]["fpr"],
     }
 
 
 def _add_ceilings(rows: list[dict[str, Any]], account: dict[str, Any], fpr: float) -> None:
-    """What the guarantee allows any attack on the released model, beside what this one reached."""
-    if "trade_off" not in account:
-        return
-    ceiling = TradeOff.from_dict(account["trade_off"])
-    values = {"auc": ceiling.auc(), "tpr": float(ceiling.tpr_at(fpr))}
+    """What the guarantee allows any attack with the row's view, beside what this one reached."""
+    ceilings = {view: TradeOff.from_dict(curve) for view, curve in account["trade_offs"].items()}
     for row in rows:
-        row["ceiling"] = values[row["metric"]]
+        ceiling = ceilings.get(row["view"])
+        if ceiling is None:
+            continue
+        if row["metric"] == "auc":
+            row["ceiling"] = ceiling.auc()
+        elif row["metric"].startswith("tpr"):
+            rate = float(row["metric"].removeprefix("tpr_at_")) if "_at_" in row["metric"] else fpr
+            row["ceiling"] = float(ceiling.tpr_at(rate))
 
 
 def _joined(parts: list[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
@@ -185,7 +174,7 @@ def _joined(parts: list[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
 def _write_scores(cell: Cell, pieces: Path, path: Path) -> None:
     """One line an attack, target replica and example; whether it was a member is not said here."""
     columns: dict[str, list[Any]] = {"attack": [], "replica": [], "example": [], "score": []}
-    for attack in cell.membership_attacks:
+    for attack in cell.possible:
         scores = stored_scores(pieces, attack, cell)
         replica, example = np.indices(scores.shape)
         columns["attack"].append(np.full(scores.size, cell.membership_attacks[attack].name))

@@ -19,7 +19,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator
 
-from attacks.metrics import psnr
+from attacks.pictures import psnr
 from experiments.collect import CellResult
 from experiments.scoring import EXACT_DB, Row
 from experiments.tables import headline_attack
@@ -41,7 +41,8 @@ def positions(cells: Sequence[CellResult]) -> tuple[np.ndarray[Any, Any], list[s
     return x, [cell.label() for cell in cells]
 
 
-def _axis(axes: Axes, cells: Sequence[CellResult], ylabel: str, title: str) -> None:
+def mark_axis(axes: Axes, cells: Sequence[CellResult], ylabel: str, title: str) -> None:
+    """The ε axis of a panel, with its heads."""
     x, labels = positions(cells)
     axes.set_xticks(x, labels)
     axes.set_xlim(x.min() - 0.3, x.max() + 0.3)
@@ -51,7 +52,7 @@ def _axis(axes: Axes, cells: Sequence[CellResult], ylabel: str, title: str) -> N
     axes.set_title(title, loc="left")
 
 
-def _line(axes: Axes, cells: Sequence[CellResult], pick: Callable[[CellResult], Row | None], **style: Any) -> None:
+def line(axes: Axes, cells: Sequence[CellResult], pick: Callable[[CellResult], Row | None], **style: Any) -> None:
     """Points with 95% bars; the step to ∞ is not joined, because it is no step along the axis."""
     x, _ = positions(cells)
     rows = [pick(cell) for cell in cells]
@@ -74,21 +75,21 @@ def _line(axes: Axes, cells: Sequence[CellResult], pick: Callable[[CellResult], 
 
 
 def _membership(axes: Axes, cells: Sequence[CellResult], metric: str) -> None:
-    """The headline attack on canaries and ordinary examples, the other attacks on canaries, and the ceiling."""
+    """The headline attack on canaries and ordinary examples, the next three attacks on canaries, and the ceiling."""
     first = headline_attack(cells)
-    names = list(dict.fromkeys(row.attack for row in cells[0].rows if row.question == "membership"))
+    names = cells[0].attacks()[: len(MEMBERSHIP_STYLES)]
     both = {row.group for row in cells[0].rows if row.question == "membership"}
     group = "canary" if "canary" in both else "ordinary"
     for number, name in enumerate(names):
-        color, marker, linestyle = MEMBERSHIP_STYLES[min(number, len(MEMBERSHIP_STYLES) - 1)]
+        color, marker, linestyle = MEMBERSHIP_STYLES[number]
         words = {"canary": "canaries", "ordinary": "ordinary"}[group]
-        _line(
+        line(
             axes, cells, partial(CellResult.row, question="membership", metric=metric, attack=name, group=group),
             color=color, marker=marker, linestyle=linestyle, label=f"{name}, {words}", shift=0.05 * (number - 1),
             markersize=4.5 if name == first else 3,
         )  # fmt: skip
     if len(both) > 1:
-        _line(
+        line(
             axes, cells, lambda cell: cell.row("membership", metric, first, "ordinary"),
             color=ORANGE, marker="D", linestyle="--", label=f"{first}, ordinary", shift=0.1, markersize=3.5,
         )  # fmt: skip
@@ -107,17 +108,17 @@ def leakage_vs_epsilon(cells: Sequence[CellResult], title: str) -> Figure:
     with plt.style.context(STYLE):
         figure, axes = plt.subplots(2, 3, figsize=(7.2, 4.5), layout="constrained")
         auc, tpr, audit, picture, labels, utility = axes.flat
-        _axis(auc, cells, "AUC", "a  Membership")
+        mark_axis(auc, cells, "AUC", "a  Membership")
         _membership(auc, cells, "auc")
         auc.axhline(0.5, color="0.7", linewidth=0.8, zorder=0)
         auc.set_ylim(0.4, 1.02)
         fpr = cells[0].facts["fpr"]
-        _axis(tpr, cells, f"TPR at {fpr:.3g} FPR", "b  Membership, few false alarms")
+        mark_axis(tpr, cells, f"TPR at {fpr:.3g} FPR", "b  Membership, few false alarms")
         _membership(tpr, cells, "tpr")
         tpr.axhline(fpr, color="0.7", linewidth=0.8, zorder=0)
         tpr.set_ylim(-0.02, 1.02)
         _audit_panel(audit, cells)
-        _axis(picture, cells, "PSNR (dB)", "d  Reconstructed pictures")
+        mark_axis(picture, cells, "PSNR (dB)", "d  Reconstructed pictures")
         for name, pick, style in (
             (
                 "attacker's choice",
@@ -140,9 +141,9 @@ def leakage_vs_epsilon(cells: Sequence[CellResult], title: str) -> Figure:
                 {"color": GREY, "marker": "+", "linestyle": "-."},
             ),
         ):
-            _line(picture, cells, pick, label=name, markersize=4, **style)
-        _axis(labels, cells, "share of labels found", "e  Inferred labels")
-        _line(
+            line(picture, cells, pick, label=name, markersize=4, **style)
+        mark_axis(labels, cells, "share of labels found", "e  Inferred labels")
+        line(
             labels,
             cells,
             lambda cell: cell.row("reconstruction", "label_recall"),
@@ -160,8 +161,8 @@ def leakage_vs_epsilon(cells: Sequence[CellResult], title: str) -> Figure:
         )
         labels.set_ylim(-0.02, 1.5)
         labels.set_yticks(np.linspace(0, 1, 6))
-        _axis(utility, cells, "test accuracy", "f  Utility")
-        _line(utility, cells, lambda cell: cell.row("utility", "accuracy"), color=BLUE, marker="o", markersize=4)
+        mark_axis(utility, cells, "test accuracy", "f  Utility")
+        line(utility, cells, lambda cell: cell.row("utility", "accuracy"), color=BLUE, marker="o", markersize=4)
         utility.set_ylim(0, 1.02)
         for one in axes[1]:
             one.set_xlabel("ε (∞: no defence)")
@@ -179,7 +180,7 @@ def leakage_vs_epsilon(cells: Sequence[CellResult], title: str) -> Figure:
 
 
 def _audit_panel(axes: Axes, cells: Sequence[CellResult]) -> None:
-    _axis(axes, cells, "ε", "c  Audited lower bound")
+    mark_axis(axes, cells, "ε", "c  Audited lower bound")
     x, _ = positions(cells)
     audits = [
         (at, cell.audit)
@@ -276,14 +277,14 @@ def reconstructions(cells: Sequence[CellResult], title: str, most: int = 8) -> F
             layout="constrained", squeeze=False,
         )  # fmt: skip
         for column in range(count):
-            _picture(axes[0, column], stored[0][1][column], f"{names[int(stored[0][3][column])]}")
+            picture(axes[0, column], stored[0][1][column], f"{names[int(stored[0][3][column])]}")
         axes[0, 0].set_ylabel("true")
         for line, (cell, true_images, chosen, true_labels, labels) in enumerate(stored, start=1):
             decibels = psnr(chosen, true_images)
             for column in range(count):
                 right = "✓" if labels[column] == true_labels[column] else "✗"
                 size = "exact" if decibels[column] >= EXACT_DB else f"{decibels[column]:.0f} dB"
-                _picture(axes[line, column], chosen[column], f"{size}, {names[int(labels[column])]} {right}")
+                picture(axes[line, column], chosen[column], f"{size}, {names[int(labels[column])]} {right}")
             axes[line, 0].set_ylabel(f"ε = {cell.label()}")
         figure.suptitle(
             f"{title}\n"
@@ -292,7 +293,8 @@ def reconstructions(cells: Sequence[CellResult], title: str, most: int = 8) -> F
     return figure
 
 
-def _picture(axes: Axes, pixels: np.ndarray[Any, Any], words: str) -> None:
+def picture(axes: Axes, pixels: np.ndarray[Any, Any], words: str) -> None:
+    """One picture [channels, height, width] with words below it."""
     shown = pixels[0] if len(pixels) == 1 else pixels.transpose(1, 2, 0)
     axes.imshow(shown, cmap="gray", vmin=0, vmax=1, interpolation="nearest")
     axes.set_xticks([])

@@ -25,9 +25,10 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from numpy.typing import NDArray
 from omegaconf import OmegaConf
 
-from experiments.cell import who_holds_what
+from experiments.configuration import flat
 from experiments.figures import encoded
 from experiments.holdings_figure import Deal, draw
+from experiments.population import who_holds_what
 from experiments.store import RESULTS
 from experiments.sweep import expand, resolved
 from experiments.terminal import one_line_errors
@@ -87,11 +88,11 @@ def configurations(overrides: Sequence[str]) -> list[dict[str, Any]]:
 
 def deals(configs: Sequence[Mapping[str, Any]]) -> list[Deal]:
     """A deal a configuration, named after its partition and what else tells it from the others."""
-    flat = [_flat({field: config[field] for field in DECIDING}) for config in configs]
-    names = {name: None for one in flat for name in one}
-    telling = [name for name in names if len({repr(one.get(name)) for one in flat}) > 1]
+    fields = [flat({field: config[field] for field in DECIDING}) for config in configs]
+    names = {name: None for one in fields for name in one}
+    telling = [name for name in names if len({repr(one.get(name)) for one in fields}) > 1]
     made = []
-    for config, values in zip(configs, flat, strict=True):
+    for config, values in zip(configs, fields, strict=True):
         target = config["partition"]["_target_"].rsplit(".", 1)[-1]
         title = re.sub(r"(?<=[a-z])(?=[A-Z])", " ", target).capitalize() if target != "IID" else target
         shown = [name for name in values if name.startswith("partition.") and name != "partition._target_"]
@@ -99,13 +100,6 @@ def deals(configs: Sequence[Mapping[str, Any]]) -> list[Deal]:
         words = [f"{_word(name)} = {values[name]}" for name in shown]
         made.append(deal(config, title, ", ".join(words)))
     return made
-
-
-def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for name, value in values.items():
-        flat |= _flat(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {prefix + name: value}
-    return flat
 
 
 def _word(field: str) -> str:

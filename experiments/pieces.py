@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from attacks.base import MembershipKnowledge, Shadows
-from attacks.membership.observed import Signals
+from attacks.membership.observed import Signals, narrow
+from experiments import replicas
 from experiments.cell import Cell
 from fl_core.checkpoint import load_tensors
 from fl_core.seeds import generator
@@ -20,7 +24,7 @@ PROBE_BATCH = 6
 
 def victims(cell: Cell) -> torch.Tensor:
     """The rows of the probe's victims: ordinary examples (of the client in question), drawn by the seed."""
-    eligible = torch.nonzero(~cell.canary & cell.candidates).flatten()
+    eligible = torch.nonzero(~cell.targets.canary & cell.candidates).flatten()
     order = torch.randperm(len(eligible), generator=generator(cell.config["seed"], "victims"))
     return eligible[order][: cell.config["attack"]["victims"]]
 
@@ -29,27 +33,81 @@ def probe_parts(cell: Cell) -> int:
     return -(-len(victims(cell)) // PROBE_BATCH)
 
 
-def score_one(cell: Cell, attack: str, signals: Signals, target: int, shadows: Any) -> np.ndarray[Any, Any]:
-    """One target's scores [examples]. The attacker gets the target's signals, and its own shadows' membership."""
-    members = cell.members.numpy()
-    knowledge = MembershipKnowledge(shadows=Shadows(signals=signals.select(shadows), members=members[shadows]))
-    scores: np.ndarray[Any, Any] = cell.membership_attacks[attack].run(signals.select([target]), knowledge)
-    return scores
+@dataclass(frozen=True)
+class Gallery:
+    """All that was read of the targets and of the replicas that serve as shadows, and who was a member of these.
+
+    A target's own membership is here where targets are one another's shadows, and is never handed out with the target.
+    """
+
+    cell: Cell
+    targets: Signals
+    shadows: Signals
+    members: NDArray[np.bool_]
+    about: MembershipKnowledge
+
+    @classmethod
+    def of(cls, cell: Cell, runs: Path) -> Gallery:
+        """From the populations of `cell` that are stored in the folder `runs`."""
+        read = [replicas.signals_of(runs / one.hash) for one in cell.populations]
+        targets, public = cell.targets, cell.targets.public
+        about = MembershipKnowledge(
+            owners=targets.owners.numpy(),
+            images=targets.pool.images.cpu().numpy(),
+            public_images=None if public is None else public.images.cpu().numpy(),
+            public_labels=None if public is None else public.labels.cpu().numpy(),
+        )
+        return cls(cell, read[0], read[-1], cell.populations[-1].members.numpy(), about)
+
+    def run(self, attack: str, target: int, among: Sequence[int] | None = None) -> NDArray[np.float64]:
+        """One target's scores [examples] by the attack of that name, which sees what its view shows and no more.
+
+        `among` are the shadows that it may use; None: all that the cell allows.
+        """
+        method = self.cell.membership_attacks[attack]
+        chosen = np.array(shadows_of(self.cell, target) if among is None else among)
+        shadows = Shadows(signals=self._seen(self.shadows, method).select(chosen), members=self.members[chosen])
+        knowledge = replace(self.about, shadows=shadows)
+        scores: NDArray[np.float64] = method.run(self._seen(self.targets, method).select([target]), knowledge)
+        return scores
+
+    @staticmethod
+    def _seen(signals: Signals, method: Any) -> Signals:
+        return narrow(signals, method.needs)
 
 
-def stored_signals(folder: Path, cell: Cell) -> Signals:
-    """The signals of all replicas."""
-    parts = [load_tensors(folder / f"train-{shard}.safetensors")[0]["outputs"] for shard in range(len(cell.shards()))]
-    return Signals(labels=cell.pool.labels.cpu().numpy(), logits=torch.cat(parts).unsqueeze(1).numpy())
+def shadows_of(cell: Cell, target: int) -> list[int]:
+    """The rows of a target's shadows: the attacker's own, or the other targets in a circle after it.
+
+    A partner, which holds what the target does not, is left out: its membership is the target's.
+    """
+    references = cell.config["attack"]["references"]
+    if cell.shadows is not None:
+        return list(range(cell.shadows.replicas))[:references]
+    count = cell.targets.replicas
+    others = [(target + step) % count for step in range(1, count)]
+    if cell.config["design"] == "pairs":
+        others = [other for other in others if other // 2 != target // 2]
+    return sorted(others[:references])
 
 
-def stored_scores(folder: Path, attack: str, cell: Cell) -> np.ndarray[Any, Any]:
+def audited(cell: Cell) -> tuple[list[int], list[int]]:
+    """The targets of an audit and the shadows that it may use, none of which is a target."""
+    if cell.shadows is not None:
+        return list(range(cell.targets.replicas)), shadows_of(cell, 0)
+    (_, half), _ = target_parts(cell)
+    return list(range(half)), list(range(half, cell.targets.replicas))[: cell.config["attack"]["references"]]
+
+
+def stored_scores(folder: Path, attack: str, cell: Cell) -> NDArray[np.float64]:
     """Scores of one attack [replicas, examples], each replica as the target."""
     parts = [load_tensors(folder / f"score-{attack}-{start}.safetensors")[0] for start, _ in target_parts(cell)]
-    return torch.cat([part["scores"] for part in parts]).numpy()
+    found: NDArray[np.float64] = torch.cat([part["scores"] for part in parts]).numpy()
+    return found
 
 
 def target_parts(cell: Cell) -> list[tuple[int, int]]:
     """Targets scored by one task; two halves."""
-    half = -(-cell.replicas // 2)
-    return [(0, half), (half, cell.replicas)]
+    count = cell.targets.replicas
+    half = -(-count // 2)
+    return [(0, half), (half, count)]

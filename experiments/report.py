@@ -19,8 +19,23 @@ from experiments.collect import CellResult, alarms, collect
 from experiments.store import RESULTS
 from experiments.studies import paper
 from experiments.terminal import one_line_errors
+from experiments.variants_figure import by_variant
+from experiments.views_figure import by_view, views_of
+from experiments.vulnerable_figure import vulnerable
 from fl_core.checkpoint import write_bytes, write_json, write_text
 from fl_core.errors import InputError
+
+SHOWN = (
+    "leakage_vs_epsilon.png",
+    "roc.png",
+    "reconstructions.png",
+    "vulnerable.png",
+    "by_view.png",
+    "by_view_ordinary.png",
+    "by_variant.png",
+    "table.md",
+)
+"""What a user is told to open."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,9 +80,7 @@ def write(folders: Sequence[Path], name: str, title: str, command: str, failed: 
             ]
         )
     )
-    shown = [
-        file for file in ("leakage_vs_epsilon.png", "roc.png", "reconstructions.png", "table.md") if file in written
-    ]
+    shown = [file for file in SHOWN if file in written]
     print("Open:", *(f"  {out / file}" for file in shown), sep="\n")
     return out
 
@@ -80,11 +93,17 @@ def _missing(failed: Sequence[Failed]) -> str:
 
 
 def _figures(cells: Sequence[CellResult], out: Path, title: str) -> list[str]:
+    varied = any(cell.variant for cell in cells)
     drawn = [
-        ("leakage_vs_epsilon", ("png", "pdf"), figures.leakage_vs_epsilon(cells, title)),
-        ("roc", ("png",), figures.roc(cells, title)),
-        ("reconstructions", ("png",), figures.reconstructions(cells, title)),
+        ("leakage_vs_epsilon", ("png", "pdf"), None if varied else figures.leakage_vs_epsilon(cells, title)),
+        ("roc", ("png",), None if varied else figures.roc(cells, title)),
+        ("reconstructions", ("png",), None if varied else figures.reconstructions(cells, title)),
+        ("vulnerable", ("png",), None if varied else vulnerable(cells, title)),
+        ("by_view", ("png", "pdf"), by_view(cells, title, "canary")),
+        ("by_view_ordinary", ("png", "pdf"), by_view(cells, title, "ordinary")),
     ]
+    if len(views_of(cells)) < 2:
+        drawn.append(("by_variant", ("png", "pdf"), by_variant(cells, title)))
     written = []
     for name, kinds, figure in drawn:
         if figure is None:
@@ -112,6 +131,8 @@ def _manifest(
             {
                 "run": cell.manifest["hash"],
                 "epsilon": cell.label(),
+                "variant": cell.variant,
+                "replicas": cell.manifest["replicas"],
                 "seconds": cell.manifest["seconds"],
                 "workers": cell.manifest["workers"],
                 "revision": cell.manifest["revision"],

@@ -1,10 +1,10 @@
 """Runs on disk: `results/runs/<hash>/`, written under a temporary name, checked when read, never unpickled.
 
-manifest.json            config, seed, revision, versions, hardware, guarantees, timings, and every file's checksum
-rounds.jsonl             for each round, by replica: test accuracy, who took part, was late or lost, the fleet's clock
+Replicas are stored as `experiments.replicas` says, so that another question about them trains nothing. A cell is
+manifest.json            config, its replicas, revision, versions, hardware, guarantees, timings, every file's checksum
 leakage.json             what each attack learned, with intervals: what tables and figures are drawn from
 scores.parquet           every score of every membership attack
-observations.safetensors what the observers saw
+observations.safetensors what the observer of the probe round saw
 reconstructions.safetensors what the reconstruction made of it
 truth/                   members, canaries, owners, victims: for scorers only
 
@@ -17,13 +17,15 @@ import hashlib
 import json
 import os
 import platform
+import shutil
 import subprocess
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+import filelock
 import torch
 
 from fl_core.checkpoint import write_json
@@ -67,6 +69,36 @@ def finish(partial: Path, final: Path, manifest: dict[str, Any]) -> None:
     os.replace(partial, final)
 
 
+def run_once(
+    run: str,
+    connect: Callable[[], object],
+    work: Callable[[Path, Path], None],
+    wait: bool,
+    fields: Sequence[str],
+) -> Path:
+    """The stored run named `run`: done by `work` (pieces, final folder), or only checked where it is finished.
+
+    `work` seals into the final folder what it made in `pieces`, and goes on from what an earlier call left there.
+    `connect` is called before any work. Raises InputError where another process is at the same run (unless told to
+    `wait` for it), or the stored run is damaged or lacks one of `fields`.
+    """
+    final = RUNS / run
+    pieces = partial(final)
+    if final.exists():
+        load(final, fields)
+    else:
+        connect()
+        pieces.mkdir(parents=True, exist_ok=True)
+        try:
+            with filelock.FileLock(pieces / "lock", timeout=-1 if wait else 0):
+                if not final.exists():
+                    work(pieces, final)
+        except filelock.Timeout:
+            raise InputError(f"another process is at this run ({pieces}); wait for it, or stop it") from None
+    shutil.rmtree(pieces, ignore_errors=True)
+    return final
+
+
 @dataclass(frozen=True)
 class StoredRun:
     """A finished run whose files have been checked."""
@@ -79,8 +111,11 @@ class StoredRun:
         return found
 
 
-CELL = ("hash", "config", "versions", "hardware", "seconds", "guarantees", "cell")
+CELL = ("hash", "config", "versions", "hardware", "seconds", "guarantees", "cell", "replicas")
 """What the manifest of a sweep's cell holds."""
+
+REPLICAS = ("hash", "config", "versions", "hardware", "seconds", "view")
+"""What the manifest of a population holds."""
 
 
 def load(folder: Path, fields: Sequence[str] = CELL) -> StoredRun:

@@ -40,6 +40,11 @@ def _utility(metric: str) -> Callable[[CellResult], str]:
     return print_it
 
 
+def whole(row: Row) -> bool:
+    """Whether a row is about a group of the summary, and not about one class or client."""
+    return not row.group.startswith(("class ", "client "))
+
+
 def _ceiling(row: Row | None) -> str:
     return "1" if row is None or row.ceiling is None else f"{row.ceiling:.3f}"
 
@@ -53,7 +58,7 @@ def _bound(cell: CellResult) -> str:
 
 def headline_attack(cells: Sequence[CellResult]) -> str:
     """The attack that stands in the summary: the first of the configuration."""
-    return next((row.attack for row in cells[0].rows if row.question == "membership"), "")
+    return next(iter(cells[0].attacks()), "")
 
 
 def summary(cells: Sequence[CellResult]) -> Table:
@@ -70,7 +75,8 @@ def summary(cells: Sequence[CellResult]) -> Table:
     def printed(pick: Callable[[CellResult], Row | None]) -> Callable[[CellResult], str]:
         return lambda cell: interval(pick(cell))
 
-    columns = [
+    columns = [Column("variant", lambda cell: cell.variant)] if any(cell.variant for cell in cells) else []
+    columns += [
         Column("ε", CellResult.label),
         Column("accounted ε", lambda cell: "∞" if math.isinf(cell.accounted) else f"{cell.accounted:.3f}"),
         Column(
@@ -105,9 +111,11 @@ def summary(cells: Sequence[CellResult]) -> Table:
 
 
 def every_attack(cells: Sequence[CellResult]) -> Table:
-    """One line a cell, attack, group and metric, the blind baselines among them."""
+    """One line a cell, attack, group and metric, the blind baselines among them; single classes are in the CSV."""
+    varied = any(cell.variant for cell in cells)
     lines = [
         [
+            *([cell.variant] if varied else []),
             cell.label(),
             row.attack,
             row.view,
@@ -118,9 +126,36 @@ def every_attack(cells: Sequence[CellResult]) -> Table:
         ]
         for cell in cells
         for row in cell.rows
-        if row.attack
+        if row.attack and whole(row)
     ]
-    return ["ε", "attack", "view", "group", "metric", "value [95% interval]", "note"], lines
+    return [
+        *(["variant"] if varied else []),
+        "ε",
+        "attack",
+        "view",
+        "group",
+        "metric",
+        "value [95% interval]",
+        "note",
+    ], lines
+
+
+def every_audit(cells: Sequence[CellResult]) -> Table:
+    """One line a cell and audit; the bounds of a cell hold together."""
+    lines = [
+        [
+            cell.variant,
+            cell.label(),
+            audit["attack"],
+            audit["view"],
+            "—" if audit["epsilon"] is None else f"{audit['epsilon']:.2f} (≤ {audit['ceiling']:.2f})",
+            "∞" if math.isinf(accounted := cell.accounted_against(audit["view"])) else f"{accounted:.3f}",
+            audit["note"],
+        ]
+        for cell in cells
+        for audit in cell.audits
+    ]
+    return ["variant", "ε", "attack", "view", "audited ε ≥ (at most)", "accounted ε", "note"], lines
 
 
 def in_words(cells: Sequence[CellResult], whom: str) -> list[str]:
@@ -143,7 +178,7 @@ def in_words(cells: Sequence[CellResult], whom: str) -> list[str]:
                 f"An update after one step {better} a picture better than the nearest public one does "
                 f"({interval(rebuilt, 1)} dB against {interval(blind, 1)} dB)."
             )
-        sentences.append(f"ε = {cell.label()}. {' '.join(parts)}")
+        sentences.append(f"{cell.variant + ', ' if cell.variant else ''}ε = {cell.label()}. {' '.join(parts)}")
     return sentences
 
 
@@ -158,11 +193,12 @@ def on_terminal(cells: Sequence[CellResult]) -> str:
 def as_csv(cells: Sequence[CellResult]) -> str:
     """Every measured number, one a line, at full precision."""
     out = io.StringIO()
-    heads = ["epsilon", "accounted_epsilon", "delta", "defense", *(field.name for field in fields(Row))]
+    heads = ["variant", "epsilon", "accounted_epsilon", "delta", "defense", *(field.name for field in fields(Row))]
     writer = csv.DictWriter(out, heads, lineterminator="\n")
     writer.writeheader()
     for cell in cells:
         about: dict[str, Any] = {
+            "variant": cell.variant,
             "epsilon": cell.epsilon,
             "accounted_epsilon": cell.accounted,
             "delta": cell.facts["delta"],
@@ -170,15 +206,18 @@ def as_csv(cells: Sequence[CellResult]) -> str:
         }
         for row in cell.rows:
             writer.writerow({**about, **asdict(row)})
-        if cell.audit and cell.audit.get("epsilon") is not None:
-            audit = cell.audit
+        for audit in cell.audits:
+            if audit["epsilon"] is None:
+                continue
             bound = Row(
-                question="audit", attack="one-run audit", view="released_model", knowledge="canaries by a fair coin",
-                group="canary", metric="epsilon_lower_bound", value=audit["epsilon"], low=None, high=None,
-                ceiling=audit["ceiling"], note=f"{audit['correct']} of {audit['guesses']} guesses right",
+                question="audit", attack=f"one-run audit by {audit['attack']}", view=audit["view"],
+                knowledge="canaries by a fair coin", group="canary", metric="epsilon_lower_bound",
+                value=audit["epsilon"], low=None, high=None, ceiling=audit["ceiling"],
+                note=f"{audit['correct']} of {audit['guesses']} guesses right, confidence {audit['confidence']:.4g}",
                 samples=f"{audit['targets']} targets, {audit['canaries']} canaries",
             )  # fmt: skip
-            writer.writerow({**about, **asdict(bound)})
+            accounted = {"accounted_epsilon": cell.accounted_against(audit["view"])}
+            writer.writerow({**about, **accounted, **asdict(bound)})
     return out.getvalue()
 
 
@@ -187,10 +226,10 @@ def as_markdown(cells: Sequence[CellResult], title: str, whom: str) -> str:
     attack = headline_attack(cells)
     facts = cells[-1].facts
     parts.append(
-        f"Membership by {attack} on the released model; 95% intervals over independent replicas. Ceilings are the most "
-        f"that the accounted guarantee allows any attack. The audited ε is a 95% lower bound, and in brackets the most "
-        f"that this audit could have shown. PSNR is of the restart that the attacker itself picks, from one client's "
-        f"update after one step on one example; blind guesses stand below. {facts['examples']} examples, "
+        f"Membership by {attack}; 95% intervals over independent replicas. Ceilings are the most "
+        f"that the accounted guarantee allows any attack with its view. The audited ε is a 95% lower bound, and in "
+        f"brackets the most that this audit could have shown. PSNR is of the restart that the attacker itself picks, "
+        f"from one client's update after one step on one example; blind guesses stand below. {facts['examples']} examples, "
         f"{facts['parameters']} parameters."
     )
     if any(cell.account["protects"] == "client" for cell in cells):
@@ -198,8 +237,14 @@ def as_markdown(cells: Sequence[CellResult], title: str, whom: str) -> str:
     parts += ["## In words", "\n".join(f"- {line}" for line in in_words(cells, whom))]
     parts += [
         "## What is guaranteed",
-        "\n".join(f"- ε = {c.label()}: {words}" for c in cells for words in guarantees(c)),
+        "\n".join(
+            f"- {c.variant + ', ' if c.variant else ''}ε = {c.label()}: {words}"
+            for c in cells
+            for words in guarantees(c)
+        ),
     ]
+    if any(len(cell.audits) > 1 for cell in cells):
+        parts += ["## Audits", _markdown(every_audit(cells))]
     parts += ["## Every attack", _markdown(every_attack(cells))]
     return "\n\n".join(parts) + "\n"
 

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Literal, Protocol, get_args
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from fl_core.data import ImageSet, class_number
-from fl_core.errors import InputError, check_number
+from fl_core.errors import InputError, check_choice, check_number
 from fl_core.seeds import generator, seed
 
 NOBODY = -1
@@ -199,15 +200,59 @@ def plant_rarity(
     return planted
 
 
-def draw_members(replicas: int, examples: int, rate: float, run: int, owners: Tensor | None = None) -> Tensor:
+def withhold(owners: Tensor, held: float, run: int) -> Tensor:
+    """Owners [examples] where only a random share `held` of the examples is left; the others' owner is `NOBODY` (-1).
+
+    One draw for all replicas of a run: what an attacker does not have, none of its shadows is trained on.
+    """
+    check_number("held", held, above=0, maximum=1)
+    if held == 1:
+        return owners
+    count = max(1, round(held * len(owners)))
+    kept = torch.zeros(len(owners), dtype=torch.bool)
+    kept[torch.randperm(len(owners), generator=generator(run, "held"))[:count]] = True
+    left = torch.where(kept, owners, NOBODY)
+    empty = len(owners[owners != NOBODY].unique()) - len(left[left != NOBODY].unique())
+    if empty:
+        raise InputError(f"held is {held:g}, which leaves {empty} clients without an example; raise it")
+    return left
+
+
+Design = Literal["coins", "pairs"]
+DESIGNS: tuple[Design, ...] = get_args(Design)
+
+
+def draw_members(
+    replicas: int | Sequence[int],
+    examples: int,
+    rate: float,
+    run: int,
+    owners: Tensor | None = None,
+    design: Design = "coins",
+) -> Tensor:
     """Membership [replicas, examples]: each example joins each replica by its own coin of chance `rate`.
 
-    Independent coins, not an exact half: with an exact half, the number of other replicas that hold an example tells
-    whether this one does. An example that nobody owns (-1 in `owners` [examples]) is a member nowhere.
+    `replicas` are numbers of replicas, or how many there are from 0 on. Independent coins, not an exact half: with an
+    exact half, the number of other replicas that hold an example tells whether this one does. As `pairs`, replicas 2k
+    and 2k + 1 share their coins and hold what the other does not, so that few replicas have every example on both
+    sides; a target's partner must not be among its shadows. An example that nobody owns (-1 in `owners` [examples]) is
+    a member nowhere. Raises InputError for pairs of another rate than a half.
     """
-    check_number("replicas", replicas, minimum=1, integer=True)
+    numbers = range(replicas) if isinstance(replicas, int) else replicas
+    check_number("replicas", len(numbers), minimum=1, integer=True)
     check_number("membership", rate, above=0, maximum=1)
-    coins = torch.stack(
-        [torch.rand(examples, generator=generator(run, "membership", replica)) < rate for replica in range(replicas)]
-    )
-    return coins if owners is None else coins & (owners != NOBODY)
+    check_choice("design", design, DESIGNS)
+    if design == "pairs" and (rate != 0.5 or len(numbers) % 2 or min(numbers) % 2):
+        raise InputError(
+            f"design=pairs needs membership=0.5, an even number of replicas and an even first_replica; there are "
+            f"{len(numbers)} from {min(numbers)} at {rate:g}: mend that, or use design=coins"
+        )
+
+    def coins(replica: int) -> Tensor:
+        if design == "coins":
+            return torch.rand(examples, generator=generator(run, "membership", replica)) < rate
+        shared = torch.rand(examples, generator=generator(run, "pairs", replica // 2)) < rate
+        return ~shared if replica % 2 else shared
+
+    drawn = torch.stack([coins(replica) for replica in numbers])
+    return drawn if owners is None else drawn & (owners != NOBODY)

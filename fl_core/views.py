@@ -144,6 +144,29 @@ class Recorder:
         self._keep(SecureServer, "sums", round, total)
         self._keep(SecureServer, "divisors", round, divisors)
 
+    def kept(self, round: int) -> Tree:
+        """What was seen of one round as plain tensors, for a run that may be interrupted; `restore` takes it back."""
+        found: Tree = {}
+        for name, rounds in self._kept.items():
+            value = rounds.get(round)
+            if isinstance(value, Tensor):
+                found[name] = value
+            elif isinstance(value, dict):
+                found |= {f"{name}/{inner}": tensor for inner, tensor in value.items()}
+        return found
+
+    def restore(self, round: int, kept: Tree) -> None:
+        """Take back what `kept` gave of a round."""
+        for name, value in kept.items():
+            field, _, inner = name.partition("/")
+            rounds = self._kept.setdefault(field, {})
+            if inner:
+                tree = rounds.setdefault(round, {})
+                assert isinstance(tree, dict)
+                tree[inner] = value
+            else:
+                rounds[round] = value
+
     def finished(self, model: Tree) -> None:
         self._final = _to_cpu(model)
 

@@ -117,11 +117,15 @@ class ServerSignals(SecureServerSignals):
 def require_signals(attack: str, signals: Signals, needs: type[Signals]) -> None:
     """Raise InputError where the signals come from a view that does not show what the attack needs."""
     if not isinstance(signals, needs):
-        hidden = ": secure aggregation hides each client's update" if signals.view is SecureServer else ""
-        raise InputError(
-            f"{attack} needs the view {needs.view.view}; it was given {signals.view.view}, "
-            f"which does not show that{hidden}"
-        )
+        raise InputError(refusal(attack, type(signals), needs))
+
+
+def refusal(attack: str, shown: type[Signals], needs: type[Signals]) -> str:
+    """Why an attack cannot use signals of the kind `shown`, in words."""
+    hidden = ": secure aggregation hides each client's update" if shown.view is SecureServer else ""
+    return (
+        f"{attack} needs the view {needs.view.view}; it was given {shown.view.view}, which does not show that{hidden}"
+    )
 
 
 def require_shadows(attack: str, signals: Signals, knowledge: MembershipKnowledge) -> Shadows:
@@ -147,3 +151,7 @@ KINDS: dict[str, type[Signals]] = {
 }
 """By the name of their view."""
 assert KINDS.keys() == VIEWS.keys()
+
+
+def narrow(signals: Signals, kind: type[Signals]) -> Signals:
+    return signals

@@ -30,7 +30,7 @@ from hydra.utils import get_class
 from matplotlib.figure import Figure
 
 from experiments import store
-from experiments.cell import make, read_data, resolve_device
+from experiments.configuration import make, read_data, resolve_device
 from experiments.executor import Executor
 from fl_core.data import ImageSet
 from fl_core.errors import InputError, check_number

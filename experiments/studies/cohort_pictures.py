@@ -11,7 +11,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from attacks.metrics import clopper_pearson, mean_interval, psnr
+from attacks.metrics import clopper_pearson, mean_interval
+from attacks.pictures import psnr
 from attacks.reconstruction.sums import Candidates, InvertingSums, Rows, SumKnowledge
 from defenses.accounting import Event, calibrate
 from defenses.base import Defense

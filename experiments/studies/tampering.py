@@ -12,7 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from attacks.metrics import Interval, clopper_pearson, mean_interval, psnr
+from attacks.metrics import Interval, clopper_pearson, mean_interval
+from attacks.pictures import psnr
 from defenses.clipping import clip_factors
 from defenses.discrete_gaussian import (
     BETA,

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from attacks.metrics import psnr
+from attacks.pictures import psnr
 from attacks.reconstruction.fully_connected import FullyConnected, LayerKnowledge, layer_input
 from attacks.reconstruction.labels import infer_label_counts, infer_label_from_weights
 from attacks.reconstruction.prior import linear_prior

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 from torch.distributions import Laplace, Normal
 
-from attacks.metrics import clopper_pearson, psnr
+from attacks.metrics import clopper_pearson
+from attacks.pictures import psnr
 from attacks.reconstruction.imprint import (
     BIAS,
     KINDS,

@@ -1,21 +1,19 @@
-"""ROC, intervals over replicas, PSNR and matching against closed forms and brute force."""
+"""ROC and intervals over replicas against closed forms and brute force."""
 
 from __future__ import annotations
 
 import numpy as np
 import pytest
-import torch
 from scipy.special import ndtr
 from scipy.stats import beta
 
 from attacks.metrics import (
     Interval,
     auc,
+    balanced_accuracy,
     bootstrap_over_replicas,
     clopper_pearson,
-    match,
     mean_interval,
-    psnr,
     roc,
     roc_band,
     supports,
@@ -251,50 +249,36 @@ def test_clopper_pearson_agrees_with_the_beta_quantiles_and_its_closed_ends():
         clopper_pearson(5, 4)
 
 
-def test_psnr_of_a_constant_error_is_its_closed_form():
-    truth = torch.full((3, 1, 4, 4), 0.5)
-    recovered = truth + torch.tensor([0.1, 0.01, 0.0]).reshape(3, 1, 1, 1)
-    np.testing.assert_allclose(psnr(recovered, truth)[:2], [20.0, 40.0], atol=1e-4)
-    assert psnr(recovered, truth)[2] == np.inf
-    np.testing.assert_array_equal(psnr(recovered.numpy(), truth.numpy()), psnr(recovered, truth))
+def test_several_rates_come_with_one_resampling_and_equal_those_of_one():
+    rng = np.random.default_rng(5)
+    members = rng.random((6, 400)) < 0.5
+    scores = rng.normal(size=members.shape) + members
+    together = bootstrap_over_replicas(scores, members, fpr=0.1, fprs=(0.1, 0.01))
+    assert together.tprs[0.1] == together.tpr
+    assert together.tprs[0.01] == bootstrap_over_replicas(scores, members, fpr=0.01).tpr
+    with pytest.raises(InputError, match="needs ≥ 100000 non-members"):
+        bootstrap_over_replicas(scores, members, fprs=(1e-5,))
 
 
-def test_psnr_of_constant_grey_on_uniform_pixels_is_log_twelve():
-    # E(u − ½)² = 1/12, so 10·log10(12) = 10.79 dB; the standard error over 200,000 pixels is .01 dB.
-    truth = np.random.default_rng(9).random((1, 200_000))
-    assert psnr(np.full_like(truth, 0.5), truth)[0] == pytest.approx(10 * np.log10(12), abs=0.04)
-
-
-def test_psnr_refuses_normalised_pixels_and_failed_recoveries():
-    truth = np.random.default_rng(10).random((2, 3, 4, 4))
-    with pytest.raises(InputError, match="undo the normalisation"):
-        psnr(truth, (truth - 0.5) / 0.25)
-    with pytest.raises(InputError, match="not finite"):
-        psnr(np.where(truth > 0.9, np.nan, truth), truth)
-    with pytest.raises(InputError, match="differ"):
-        psnr(truth[:1], truth)
-
-
-def test_match_gives_the_recovered_index_of_each_true_image_on_a_three_cycle():
-    # A swap is its own inverse and would hide the fault; a 3-cycle does not.
-    truth = np.random.default_rng(11).random((4, 1, 5, 5))
-    cycle = np.array([1, 2, 0, 3])
-    recovered = truth[cycle] + 0.001  # recovered[0] is true image 1
-    np.testing.assert_array_equal(match(recovered, truth), [2, 0, 1, 3])
-    np.testing.assert_allclose(psnr(recovered[match(recovered, truth)], truth), 60.0, atol=1e-6)
-    assert (psnr(recovered, truth[match(recovered, truth)])[:3] < 20).all()
-
-
-def test_match_minimises_the_total_error_rather_than_each_image_greedily():
-    truth = np.array([[0.5], [0.9]])
-    recovered = np.array([[0.55], [0.0]])
-    # Image 0 is nearest to both; giving it recovered[0] costs .0025 + .81, the other way .25 + .1225.
-    np.testing.assert_array_equal(match(recovered, truth), [1, 0])
-
-
-def test_match_leaves_spare_recoveries_out_and_refuses_too_few():
-    truth = np.array([[0.1, 0.2], [0.8, 0.9]])
-    recovered = np.array([[0.8, 0.9], [0.5, 0.5], [0.1, 0.2]])
-    np.testing.assert_array_equal(match(recovered, truth), [2, 0])
-    with pytest.raises(InputError, match="cannot be matched"):
-        match(recovered[:1], truth)
+def test_balanced_accuracy_takes_its_threshold_from_the_other_replicas():
+    rng = np.random.default_rng(6)
+    members = rng.random((12, 2000)) < 0.5
+    scores = rng.normal(size=members.shape) + members  # the best threshold is a half, the accuracy Φ(½)
+    found = balanced_accuracy(scores, members)
+    assert found.shape == (12,)
+    # 12 x 2000 coins: a deviation of .003; five of them, and what a threshold that is off by .1 loses.
+    assert found.mean() == pytest.approx(ndtr(0.5), abs=0.016)
+    # A threshold chosen on a replica's own labels finds signal in pure noise; one of the others does not.
+    noise = balanced_accuracy(rng.normal(size=members.shape), members)
+    assert abs(noise.mean() - 0.5) < 5 * 0.5 / np.sqrt(members.size)
+    by_hand = []
+    for replica in range(12):
+        others = np.arange(12) != replica
+        cuts = np.unique(scores[others])
+        pooled, inside = scores[others].ravel(), members[others].ravel()
+        ins, outs = np.sort(pooled[inside]), np.sort(pooled[~inside])
+        gain = (len(ins) - np.searchsorted(ins, cuts)) / len(ins) - (len(outs) - np.searchsorted(outs, cuts)) / len(outs)
+        cut = cuts[gain.argmax()]
+        own, mine = scores[replica], members[replica]
+        by_hand.append(((own[mine] >= cut).mean() + (own[~mine] < cut).mean()) / 2)
+    np.testing.assert_allclose(found, by_hand, atol=2e-3)  # between two scores of the others any threshold will do

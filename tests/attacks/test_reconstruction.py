@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from attacks.metrics import psnr
+from attacks.pictures import psnr
 from attacks.reconstruction.gradient_matching import (
     InvertingGradients,
     Reconstruction,

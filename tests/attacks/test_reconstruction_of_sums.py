@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from attacks.metrics import match, psnr
+from attacks.pictures import match, psnr
 from attacks.reconstruction.labels import infer_label_counts
 from attacks.reconstruction.sums import InvertingSums, Rows, SumKnowledge
 from defenses.base import Defense

@@ -51,7 +51,7 @@ from tests.experiments.conftest import SWEEP, TINY
         (["membership=1"], "membership is 1"),
         (["about=5"], "about is 5"),
         (["attack.victims=2000"], "attack.victims is 2000"),
-        (["attack.audit_with=lora"], "did you mean 'lira'?"),
+        (["attack.audit_with=[lora]"], "did you mean 'lira'?"),
         (["backend=gpu"], "backend is 'gpu'; allowed: auto, loop, vmap"),
         (["device=cpux"], "device is 'cpux'; allowed: auto, cpu, cuda"),
         (["workers=0"], "workers"),

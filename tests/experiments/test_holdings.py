@@ -14,7 +14,8 @@ from matplotlib.collections import PathCollection
 from matplotlib.image import AxesImage
 
 from experiments import holdings
-from experiments.cell import build, who_holds_what
+from experiments.cell import build
+from experiments.population import who_holds_what
 from experiments.holdings import configurations, deal
 from experiments.holdings_figure import Deal, arrange, draw
 from fl_core.errors import InputError
@@ -90,13 +91,13 @@ def test_every_example_and_canary_is_counted_once_and_the_rarity_alone(here: Pat
 def test_a_rarity_reaches_the_cell_and_trains_nowhere_else(here: Path):
     cell = build(configurations(["rarity={label:7,client:1}"])[0])
     truth = who_holds_what(configurations(["canaries=0"])[0]).pool.labels
-    apart = cell.owners == NOBODY
-    assert not cell.members[:, apart].any()
-    held = (cell.pool.labels.cpu() == 7) & ~apart
-    assert cell.owners[held].tolist() == [1]
+    apart = cell.targets.owners == NOBODY
+    assert not cell.targets.members[:, apart].any()
+    held = (cell.targets.pool.labels.cpu() == 7) & ~apart
+    assert cell.targets.owners[held].tolist() == [1]
     assert truth[held].tolist() == [7]
     assert bool(apart[(truth == 7) & ~held].all()), "no canary shows a 7 under another label"
-    assert cell.members[:, ~apart].float().mean() == pytest.approx(0.5, abs=0.02)
+    assert cell.targets.members[:, ~apart].float().mean() == pytest.approx(0.5, abs=0.02)
 
 
 def test_client_names_stand_for_the_clients(here: Path):

@@ -1,0 +1,68 @@
+"""Leakage by variant: what changes when something other than ε does, such as what the attacker knows."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import matplotlib.pyplot as plt
+import numpy as np
+from matplotlib.figure import Figure
+
+from experiments.collect import CellResult
+from experiments.figures import BLUE, GREEN, GREY, ORANGE, PURPLE, SKY, STYLE
+from experiments.scoring import Row
+
+STYLES = ((BLUE, "o"), (ORANGE, "D"), (GREEN, "^"), (PURPLE, "s"), (SKY, "v"), ("#E69F00", "P"), ("black", "*"))
+
+
+def by_variant(cells: Sequence[CellResult], title: str) -> Figure | None:
+    """AUC and TPR of every attack, a line a variant (and ε, where there are several); None for fewer than two."""
+    if len({cell.variant for cell in cells}) < 2:
+        return None
+    several = len({cell.epsilon for cell in cells}) > 1
+    names = list(dict.fromkeys(name for cell in cells for name in cell.attacks()))
+    seeing = [name for name in names if not name.startswith("blind")]
+    ordered = [*seeing, *(name for name in names if name not in seeing)]
+    groups = [
+        group for group in ("canary", "ordinary") if any(cell.row("membership", "auc", None, group) for cell in cells)
+    ]
+    panels = [(group, metric) for group in groups for metric in ("auc", "tpr")]
+    fpr = cells[0].facts["fpr"]
+    words = {"canary": "canaries", "ordinary": "ordinary"}
+    height = 0.09 * len(ordered) * len(cells) + 0.12 * len(cells) + 1.6
+    with plt.style.context(STYLE):
+        figure, axes = plt.subplots(
+            1, len(panels), figsize=(1.75 * len(panels) + 2.0, height), layout="constrained", squeeze=False, sharey=True
+        )
+        for axis, (group, metric) in zip(axes.flat, panels, strict=True):
+            for number, name in enumerate(ordered):
+                color, marker = STYLES[number % len(STYLES)] if name in seeing else (GREY, "x+1"[number % 3])
+                rows: list[tuple[int, Row]] = [
+                    (place, row)
+                    for place, cell in enumerate(cells)
+                    if (row := cell.row("membership", metric, name, group)) is not None and row.value is not None
+                ]
+                if not rows:
+                    continue
+                value, low, high = (
+                    np.array([getattr(row, f) for _, row in rows], float) for f in ("value", "low", "high")
+                )
+                at = np.array([place for place, _ in rows]) + 0.8 * ((number + 0.5) / len(ordered) - 0.5)
+                axis.errorbar(
+                    value, at, xerr=np.maximum([value - low, high - value], 0), linestyle="none", color=color,
+                    marker=marker, markersize=3, label=name,
+                )  # fmt: skip
+            for place in range(1, len(cells)):
+                axis.axhline(place - 0.5, color="0.9", linewidth=0.6, zorder=0)
+            axis.axvline(0.5 if metric == "auc" else fpr, color="0.7", linewidth=0.8, zorder=0)
+            axis.set_xlabel("AUC" if metric == "auc" else f"TPR at {fpr:.3g} FPR")
+            axis.set_title(words[group], loc="left")
+        first = axes[0, 0]
+        first.set_yticks(
+            range(len(cells)), [cell.variant + (f", ε = {cell.label()}" if several else "") for cell in cells]
+        )
+        first.set_ylim(len(cells) - 0.5, -0.5)
+        handles, labels = first.get_legend_handles_labels()
+        figure.legend(handles, labels, loc="outside lower center", ncols=3)
+        figure.suptitle(title)
+    return figure

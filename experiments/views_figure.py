@@ -1,0 +1,112 @@
+"""Leakage by view: each attack under what its observer sees, for each defence, over ε; from stored runs alone."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import matplotlib.pyplot as plt
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from experiments.collect import CellResult
+from experiments.figures import BLUE, CEILING, GREEN, GREY, ORANGE, PURPLE, SKY, STYLE, line, mark_axis, positions
+from experiments.scoring import Row
+from fl_core.views import VIEWS
+
+STYLES = ((BLUE, "o"), (ORANGE, "D"), (GREEN, "^"), (PURPLE, "s"), (SKY, "v"), ("#E69F00", "P"), ("black", "*"))
+WORDS = {
+    "released_model": "released model",
+    "participant": "participant",
+    "secure_server": "sums",
+    "server": "server",
+    "malicious_server": "malicious server",
+}
+
+
+def views_of(cells: Sequence[CellResult]) -> list[str]:
+    """The views of the membership attacks, from the narrowest on."""
+    found = {row.view for cell in cells for row in cell.rows if row.question == "membership"}
+    return [view for view in VIEWS if view in found]
+
+
+def by_view(cells: Sequence[CellResult], title: str, group: str, metric: str = "auc") -> Figure | None:
+    """A column a defence, a row a view: `metric` of its attacks on `group` over ε, with what ε allows.
+
+    None where all attacks have one view, or the group has no examples.
+    """
+    views, variants = views_of(cells), list(dict.fromkeys(cell.variant for cell in cells))
+    rows = [row for cell in cells for row in cell.rows if row.question == "membership" and row.metric == metric]
+    if len(views) < 2 or not any(row.group == group for row in rows):
+        return None
+    with plt.style.context(STYLE):
+        figure, axes = plt.subplots(
+            len(views), len(variants), figsize=(2.3 * len(variants) + 1.9, 1.75 * len(views) + 0.7),
+            layout="constrained", squeeze=False, sharey=True,
+        )  # fmt: skip
+        for down, view in enumerate(views):
+            names = list(dict.fromkeys(row.attack for row in rows if row.view == view))
+            for across, variant in enumerate(variants):
+                panel = axes[down, across]
+                mine = [cell for cell in cells if cell.variant == variant]
+                mark_axis(panel, mine, WORDS[view] if across == 0 else "", variant if down == 0 else "")
+                _panel(panel, mine, view, names, group, metric)
+                if down == len(views) - 1:
+                    panel.set_xlabel("ε (∞: no noise)")
+            # The last column that has lines tells their names, beside it.
+            handles, words = next(
+                (
+                    (h, w)
+                    for panel in axes[down, ::-1]
+                    if (both := panel.get_legend_handles_labels())[0]
+                    for h, w in [both]
+                ),
+                ([], []),
+            )
+            axes[down, -1].legend(handles, words, loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False)
+        axes[0, 0].set_ylim((0.4, 1.02) if metric == "auc" else (-0.02, 1.02))
+        whom = {"canary": "canaries", "ordinary": "ordinary examples"}.get(group, group)
+        figure.suptitle(f"{title}: {metric.upper()} on {whom}")
+    return figure
+
+
+def _panel(panel: Axes, cells: Sequence[CellResult], view: str, names: Sequence[str], group: str, metric: str) -> None:
+    blind = [name for name in names if name.startswith("blind")]
+    seeing = [name for name in names if name not in blind]
+    found = [_row(cell, name, group, metric) for cell in cells for name in names]
+    if not any(row is not None and row.value is not None for row in found):
+        panel.text(
+            0.5,
+            0.5,
+            "refused:\nmasks hide\neach update",
+            ha="center",
+            va="center",
+            transform=panel.transAxes,
+            color=GREY,
+        )
+        panel.set_facecolor("0.96")
+        return
+    for number, name in enumerate([*seeing, *blind]):
+        color, marker = STYLES[number % len(STYLES)] if name in seeing else (GREY, "x+1"[blind.index(name) % 3])
+        shift = 0.08 * (number - (len(names) - 1) / 2)
+        style = "-" if name in seeing else ":"
+        line(
+            panel, cells, lambda cell, name=name: _row(cell, name, group, metric),  # type: ignore[misc]
+            color=color, marker=marker, linestyle=style, markersize=3, label=name, shift=shift,
+        )  # fmt: skip
+    panel.axhline(0.5 if metric == "auc" else cells[0].facts["fpr"], color="0.7", linewidth=0.8, zorder=0)
+    allowed = [
+        (x, row.ceiling)
+        for x, cell in zip(positions(cells)[0], cells, strict=True)
+        if math.isfinite(cell.accounted_against(view))
+        and (row := next((r for n in names if (r := _row(cell, n, group, metric))), None)) is not None
+        and row.ceiling is not None
+    ]
+    if allowed:
+        x, y = map(np.array, zip(*allowed, strict=True))
+        panel.plot(x, y, color="black", **CEILING, label="ceiling that ε allows")
+
+
+def _row(cell: CellResult, name: str, group: str, metric: str) -> Row | None:
+    return cell.row("membership", metric, name, group)
