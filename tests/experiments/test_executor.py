@@ -242,7 +242,7 @@ def test_an_interrupt_stops_the_sweep_at_once(here):
     _, said = process.communicate(timeout=60)
     assert process.returncode == 130
     assert said.splitlines()[-1] == "mirage: interrupted; the same command goes on from here"
-    assert len(list(Path("results/runs").glob("*.partial"))) == 1
+    assert len(list(Path("results/runs").glob("*.partial"))) == 2  # the cell and its replicas
     assert not list(Path("results/runs").glob("*.partial/failed.json"))
     assert not STUDY.exists()
 
@@ -368,4 +368,4 @@ def test_a_ray_cluster_of_two_nodes_gives_the_same_bytes_even_where_a_worker_is_
     assert "ray" not in printed.replace("ordinary", "").lower()
     assert contents() == reference
     runs = [json.loads(path.read_text()) for path in Path("results/runs").glob("*/manifest.json")]
-    assert [run["workers"] for run in runs] == [2, 2]
+    assert {run["workers"] for run in runs} == {2}
