@@ -151,7 +151,3 @@ KINDS: dict[str, type[Signals]] = {
 }
 """By the name of their view."""
 assert KINDS.keys() == VIEWS.keys()
-
-
-def narrow(signals: Signals, kind: type[Signals]) -> Signals:
-    return signals
