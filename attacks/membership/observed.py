@@ -74,7 +74,8 @@ class ParticipantSignals(Signals):
 
     `round_confidence` is the scaled confidence under the model that a round sent out, in nats, and `gradient_norm` the
     length of the loss's gradient there. `step_product` is the inner product of the step from that model to the next one
-    with minus that gradient, and `step_norm` [replicas, rounds] the length of the step.
+    with minus that gradient, and `step_norm` [replicas, rounds] the length of the step. `layer_norm` and
+    `layer_product` are the same with all but the last linear layer left out.
     """
 
     view: ClassVar[type[ReleasedModel]] = Participant
@@ -83,33 +84,38 @@ class ParticipantSignals(Signals):
     gradient_norm: Floats
     step_product: Floats
     step_norm: Floats
+    layer_norm: Floats
+    layer_product: Floats
 
 
 @dataclass(frozen=True, kw_only=True)
 class SecureServerSignals(ParticipantSignals):
     """Also those of the sums: `sum_product` [replicas, rounds, examples] with minus the gradient at the model that was
-    sent, and `sum_norm` [replicas, rounds].
+    sent, `sum_norm` [replicas, rounds], and `sum_layer_product`, that of the last linear layer alone.
     """
 
     view: ClassVar[type[ReleasedModel]] = SecureServer
 
     sum_product: Floats
     sum_norm: Floats
+    sum_layer_product: Floats
 
 
 @dataclass(frozen=True, kw_only=True)
 class ServerSignals(SecureServerSignals):
     """Also those of each client's own update: [replicas, rounds, clients, examples].
 
-    `client_product` is its inner product with minus the example's gradient at the model that was sent, `client_norm`
-    [replicas, rounds, clients] its length, and `client_confidence` the scaled confidence under that client's own model.
-    `took_part` [replicas, rounds, clients] says who sent one; the signals of the others are NaN.
+    `client_product` is its inner product with minus the example's gradient at the model that the client had,
+    `client_norm` [replicas, rounds, clients] its length, `client_layer_product` that product in the last linear layer,
+    and `client_confidence` the scaled confidence under that client's own model. `took_part` [replicas, rounds, clients]
+    says who sent one; the signals of the others are NaN.
     """
 
     view: ClassVar[type[ReleasedModel]] = Server
 
     client_product: Floats
     client_norm: Floats
+    client_layer_product: Floats
     client_confidence: Floats
     took_part: NDArray[np.bool_]
 
