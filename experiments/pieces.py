@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from attacks.base import MembershipKnowledge, Shadows
-from attacks.membership.observed import Signals, narrow
+from attacks.membership.observed import Signals
+from attacks.membership.reading import narrow
 from experiments import replicas
 from experiments.cell import Cell
 from fl_core.checkpoint import load_tensors
@@ -45,11 +45,12 @@ class Gallery:
     shadows: Signals
     members: NDArray[np.bool_]
     about: MembershipKnowledge
+    _narrowed: dict[type[Signals], tuple[Signals, Signals]] = field(default_factory=dict)
 
     @classmethod
     def of(cls, cell: Cell, runs: Path) -> Gallery:
         """From the populations of `cell` that are stored in the folder `runs`."""
-        read = [replicas.signals_of(runs / one.hash) for one in cell.populations]
+        read = [replicas.signals_of(runs / one.hash) for one in cell.populations]  # one, where targets are the shadows
         targets, public = cell.targets, cell.targets.public
         about = MembershipKnowledge(
             owners=targets.owners.numpy(),
@@ -65,15 +66,21 @@ class Gallery:
         `among` are the shadows that it may use; None: all that the cell allows.
         """
         method = self.cell.membership_attacks[attack]
+        targets, shadows = self._seen(method.needs)
         chosen = np.array(shadows_of(self.cell, target) if among is None else among)
-        shadows = Shadows(signals=self._seen(self.shadows, method).select(chosen), members=self.members[chosen])
-        knowledge = replace(self.about, shadows=shadows)
-        scores: NDArray[np.float64] = method.run(self._seen(self.targets, method).select([target]), knowledge)
+        theirs = Shadows(signals=shadows.select(chosen), members=self.members[chosen])
+        scores: NDArray[np.float64] = method.run(targets.select([target]), replace(self.about, shadows=theirs))
         return scores
 
-    @staticmethod
-    def _seen(signals: Signals, method: Any) -> Signals:
-        return narrow(signals, method.needs)
+    def _seen(self, kind: type[Signals]) -> tuple[Signals, Signals]:
+        """The targets' signals and the shadows', as `kind`, with what most attacks derive from them, once."""
+        if kind not in self._narrowed:
+            targets = narrow(self.targets, kind)
+            shadows = targets if self.shadows is self.targets else narrow(self.shadows, kind)
+            for one in (targets, shadows):
+                _ = one.confidence, one.public_logits is None or one.public_confidence
+            self._narrowed[kind] = (targets, shadows)
+        return self._narrowed[kind]
 
 
 def shadows_of(cell: Cell, target: int) -> list[int]:

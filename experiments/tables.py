@@ -229,8 +229,8 @@ def as_markdown(cells: Sequence[CellResult], title: str, whom: str) -> str:
         f"Membership by {attack}; 95% intervals over independent replicas. Ceilings are the most "
         f"that the accounted guarantee allows any attack with its view. The audited ε is a 95% lower bound, and in "
         f"brackets the most that this audit could have shown. PSNR is of the restart that the attacker itself picks, "
-        f"from one client's update after one step on one example; blind guesses stand below. {facts['examples']} examples, "
-        f"{facts['parameters']} parameters."
+        f"from one client's update after one step on one example; blind guesses stand below. {facts['examples']} "
+        f"examples, {facts['parameters']} parameters."
     )
     if any(cell.account["protects"] == "client" for cell in cells):
         parts.append("ε is what one client is promised; the accounted ε and the ceilings are for one of its examples.")

@@ -277,8 +277,8 @@ def test_balanced_accuracy_takes_its_threshold_from_the_other_replicas():
         cuts = np.unique(scores[others])
         pooled, inside = scores[others].ravel(), members[others].ravel()
         ins, outs = np.sort(pooled[inside]), np.sort(pooled[~inside])
-        gain = (len(ins) - np.searchsorted(ins, cuts)) / len(ins) - (len(outs) - np.searchsorted(outs, cuts)) / len(outs)
-        cut = cuts[gain.argmax()]
+        below_ins, below_outs = (np.searchsorted(side, cuts) / len(side) for side in (ins, outs))
+        cut = cuts[(below_outs - below_ins).argmax()]
         own, mine = scores[replica], members[replica]
         by_hand.append(((own[mine] >= cut).mean() + (own[~mine] < cut).mean()) / 2)
     np.testing.assert_allclose(found, by_hand, atol=2e-3)  # between two scores of the others any threshold will do

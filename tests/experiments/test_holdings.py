@@ -15,9 +15,9 @@ from matplotlib.image import AxesImage
 
 from experiments import holdings
 from experiments.cell import build
-from experiments.population import who_holds_what
 from experiments.holdings import configurations, deal
 from experiments.holdings_figure import Deal, arrange, draw
+from experiments.population import who_holds_what
 from fl_core.errors import InputError
 from fl_core.partition import NOBODY
 
