@@ -196,6 +196,13 @@ def audit(cell: Cell, attack: str, runs: Path) -> dict[str, Any]:
         why = "needs canaries that are members by a fair coin of their own (membership=0.5, design=coins)"
         return {**told, "epsilon": None, "note": why}
     targets, shadows = audited(cell)
+    guesses = settings["audit_fraction"] * int(canaries.sum()) * len(targets)
+    if guesses < 2:
+        return {
+            **told,
+            "epsilon": None,
+            "note": f"too few canaries: attack.audit_fraction leaves {guesses:.2g} guesses",
+        }
     gallery = Gallery.of(cell, runs)
     scores = np.stack([gallery.run(attack, target, shadows) for target in targets])
     found = audit_one_run(
