@@ -216,43 +216,42 @@ def _audit_panel(axes: Axes, cells: Sequence[CellResult]) -> None:
 
 
 def roc(cells: Sequence[CellResult], title: str) -> Figure:
-    """ROC curves of the headline attack, log-log, a panel a group, with 95% bands over replicas."""
+    """ROC curves, log-log, a panel a group, with 95% bands over replicas.
+
+    The headline attack over ε; of a single cell, every attack.
+    """
     attack = headline_attack(cells)
-    groups = [group for group in ("canary", "ordinary") if group in cells[0].roc[attack]]
+    if len(cells) == 1:
+        drawn = [(name, cells[0].roc[name]) for name in cells[0].attacks() if name in cells[0].roc]
+    else:
+        drawn = [(f"ε = {cell.label()}", cell.roc[attack]) for cell in cells]
+    groups = [group for group in ("canary", "ordinary") if all(group in curves for _, curves in drawn)]
     words = {"canary": "canaries (mislabelled)", "ordinary": "ordinary examples"}
-    colors = plt.get_cmap("viridis")(np.linspace(0.0, 0.88, len(cells)))
+    colors = plt.get_cmap("viridis")(np.linspace(0.0, 0.88, len(drawn)))
     with plt.style.context(STYLE):
         figure, axes = plt.subplots(
             1, len(groups), figsize=(3.6 * len(groups), 3.3), layout="constrained", squeeze=False, sharey=True
         )
-        lowest = min(cell.roc[attack][group]["fpr"][0] for cell in cells for group in groups)
+        lowest = min(curves[group]["fpr"][0] for _, curves in drawn for group in groups)
+        floor = lowest / 2  # a rate of 0 leaves the picture at the bottom
         for one, group in zip(axes.flat, groups, strict=True):
-            least = min(cell.roc[attack][group]["fpr"][0] for cell in cells)
+            least = min(curves[group]["fpr"][0] for _, curves in drawn)
             one.plot([least, 1], [least, 1], color="0.6", linewidth=0.8, linestyle=":")
-            for number, (cell, color) in enumerate(zip(cells, colors, strict=True)):
-                curve = {name: np.array(values) for name, values in cell.roc[attack][group].items()}
-                floor = lowest / 2  # a rate of 0 leaves the picture at the bottom
-                one.fill_between(
-                    curve["fpr"],
-                    np.maximum(curve["low"], floor),
-                    np.maximum(curve["high"], floor),
-                    color=color,
-                    alpha=0.15,
-                    linewidth=0,
-                )
+            for number, ((name, curves), color) in enumerate(zip(drawn, colors, strict=True)):
+                curve = {field: np.array(values) for field, values in curves[group].items()}
+                low, high = (np.maximum(curve[end], floor) for end in ("low", "high"))
+                one.fill_between(curve["fpr"], low, high, color=color, alpha=0.15, linewidth=0)
                 style = ("-", "--", "-.", (0, (3, 1, 1, 1)))[number % 4]
-                one.plot(
-                    curve["fpr"],
-                    np.maximum(curve["tpr"], floor),
-                    color=color,
-                    linewidth=1.2,
-                    linestyle=style,
-                    label=f"ε = {cell.label()}",
-                )
+                power = np.maximum(curve["tpr"], floor)
+                one.plot(curve["fpr"], power, color=color, linewidth=1.2, linestyle=style, label=name)
             one.set(xscale="log", yscale="log", xlim=(least, 1), ylim=(lowest, 1), xlabel="false-positive rate")
-            one.set_title(f"{attack}, {words[group]}", loc="left")
+            one.set_title(words[group] if len(cells) == 1 else f"{attack}, {words[group]}", loc="left")
         axes[0, 0].set_ylabel("true-positive rate")
-        axes[0, -1].legend(loc="lower right")
+        if len(drawn) > 8:
+            axes[0, -1].legend(loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False)
+            figure.set_figwidth(3.6 * len(groups) + 1.7)
+        else:
+            axes[0, -1].legend(loc="lower right")
         figure.suptitle(title)
     return figure
 

@@ -1,8 +1,10 @@
 """How fast many small trainings go as lanes and processes, against one after another.
 
-Two problems, each trained from the same weights on the same batches by every contender:
+Three problems, each trained from the same weights on the same batches by every contender:
 
 - 64 replicas of a federation of 5 clients on the 8x8 digits, three rounds of FedAvg, as a membership study has them;
+- the whole default shadow run: 24 such replicas, 20 rounds, in two shards; with batches of one size in place of Poisson
+  draws, which a plain loop does not have;
 - 16 shadow models on random halves of 4000 CIFAR-10 pictures, a small CNN, one epoch: the least work that says what a
   longer one costs, since every epoch is alike.
 
@@ -53,8 +55,8 @@ class Study:
     goal: float
 
 
-def digit_federations(replicas: int = 64, rounds: int = 3) -> Study:
-    """The federations of the default sweep, without a defence and for fewer rounds."""
+def digit_federations(replicas: int = 64, rounds: int = 3, shards: int = 4) -> Study:
+    """The federations of the default sweep, without a defence."""
     pool, _ = digits()
     federation = Federation(
         model=CNN(pool.shape, len(pool.classes), width=8, halve="stride"),
@@ -69,7 +71,11 @@ def digit_federations(replicas: int = 64, rounds: int = 3) -> Study:
         replica_ids=range(replicas),
     )
     return Study(
-        name=f"{replicas} federations of digits", federation=federation, backend="vmap", shard=replicas // 4, goal=4.0
+        name=f"{replicas} federations of digits, {rounds} rounds",
+        federation=federation,
+        backend="vmap",
+        shard=-(-replicas // shards),
+        goal=4.0,
     )
 
 
@@ -182,9 +188,9 @@ def _furthest(one: Tensor, other: Tensor) -> float:
 
 
 def measure_shadows(cifar: str | Path | None, repeats: int, quick: bool = False) -> list[dict[str, Any]]:
-    """Both studies; the second only where the pictures are."""
+    """All studies; the last only where the pictures are."""
     workers = joblib.cpu_count()
-    studies = [digit_federations(8, 1) if quick else digit_federations()]
+    studies = [digit_federations(8, 1)] if quick else [digit_federations(), digit_federations(24, 20, shards=2)]
     if cifar is not None:
         studies.append(cifar_shadows(cifar, 2, 200) if quick else cifar_shadows(cifar))
     return [measure_study(study, repeats, workers) for study in studies]
