@@ -25,7 +25,7 @@ def test_groups_are_canaries_the_rare_example_and_the_others_and_split_by_class_
         those = [mask for name, mask in parts.items() if name.startswith(kind)]
         assert (sum(mask.astype(int) for mask in those) == groups["ordinary"].astype(int)).all()
     about = cell("about=2")
-    assert list(name for name in scoring.breakdown(about) if name.startswith("client")) == ["client 2"]
+    assert [name for name in scoring.breakdown(about) if name.startswith("client")] == ["client 2"]
 
 
 def test_a_rate_that_the_non_members_cannot_support_has_no_number_and_says_how_many_it_needs(here):
