@@ -106,15 +106,16 @@ class ServerSignals(SecureServerSignals):
     """Also those of each client's own update: [replicas, rounds, clients, examples].
 
     `client_product` is its inner product with minus the example's gradient at the model that the client had,
-    `client_norm` [replicas, rounds, clients] its length, `client_layer_product` that product in the last linear layer,
-    and `client_confidence` the scaled confidence under that client's own model. `took_part` [replicas, rounds, clients]
-    says who sent one; the signals of the others are NaN.
+    `client_norm` [replicas, rounds, clients] its length, `client_gradient_norm` that gradient's, and
+    `client_layer_product` the product in the last linear layer. `client_confidence` is the scaled confidence under that
+    client's own model. `took_part` [replicas, rounds, clients] says who sent one; the signals of the others are NaN.
     """
 
     view: ClassVar[type[ReleasedModel]] = Server
 
     client_product: Floats
     client_norm: Floats
+    client_gradient_norm: Floats
     client_layer_product: Floats
     client_confidence: Floats
     took_part: NDArray[np.bool_]

@@ -315,20 +315,21 @@ class _Replica:
             found["round_confidence"][row] = self.reader.confidence(sent)
             found["gradient_norm"][row], found["layer_norm"][row] = products[:2]
         for place, (each, tree) in enumerate(zip(here, trees, strict=True)):
-            whole, layer, *confidence = _NAMES[each.what]
+            whole, layer, *of_client = _NAMES[each.what]
             found[f"{each.what}_norm"][each.at] = lengths[place]
             found[whole][each.at], found[layer][each.at] = products[2 + place], products[2 + len(here) + place]
-            for name in confidence:
+            if of_client:
                 own = sent | {name: sent[name] + value for name, value in tree.items() if name in sent}
-                found[name][each.at] = self.reader.confidence(own)
+                found["client_confidence"][each.at] = self.reader.confidence(own)
+                found["client_gradient_norm"][each.at] = products[0]
 
 
 _NAMES = {
     "step": ("step_product", "layer_product"),
     "sum": ("sum_product", "sum_layer_product"),
-    "client": ("client_product", "client_layer_product", "client_confidence"),
+    "client": ("client_product", "client_layer_product", "client_confidence", "client_gradient_norm"),
 }
-"""The arrays of what was seen: its inner products, those in the last layer, and a client's own confidence."""
+"""The arrays of what was seen: its inner products, those in the last layer, and what else there is of a client."""
 
 
 def _check_recorded(observation: Participant, read: Sequence[int], clients: int) -> None:

@@ -132,6 +132,8 @@ def check_against_autograd(found: Any, observation: Any, model: nn.Module, examp
                 had = models[int(observation.versions[r][replica, seats[0]])]
                 update = row(observation.updates[r], replica, seats[0])
                 logits, gradient = naive(model, had, example)
+                length = np.sqrt(-inner(gradient, gradient))
+                np.testing.assert_allclose(found.client_gradient_norm[here], length, atol=1e-10)
                 own, _ = naive(model, had | {n: had[n] + update[n] for n in had if n in update}, example)
                 np.testing.assert_allclose(found.client_product[here], inner(gradient, update), atol=1e-10)
                 np.testing.assert_allclose(found.client_layer_product[here], inner(gradient, update, last), atol=1e-10)
