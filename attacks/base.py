@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from attacks.membership.moments import Moments, moments
+from fl_core.errors import InputError
 
 if TYPE_CHECKING:
     from attacks.membership.observed import Signals
@@ -75,3 +76,9 @@ class MembershipAttack(Protocol):
 
     # Any: an attack on a wider view takes that view's signals only, and is refused others when it runs.
     def run(self, signals: Any, knowledge: MembershipKnowledge) -> NDArray[np.float64]: ...
+
+
+def require_target(attack: str, signals: Signals) -> None:
+    """Raise InputError unless the signals are those of one target: a score is of one model."""
+    if signals.replicas != 1:
+        raise InputError(f"{attack} scores one target, and was given {signals.replicas}; select one of them")

@@ -15,7 +15,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from attacks.base import Floats, MembershipKnowledge
+from attacks.base import Floats, MembershipKnowledge, require_target
 from attacks.membership.observed import Signals, require_shadows
 from attacks.membership.pictures import shrunk, statistics
 from fl_core.errors import InputError, check_number
@@ -114,6 +114,7 @@ class NearestPublic:
 
 
 def _pictures(attack: str, signals: Signals, knowledge: MembershipKnowledge) -> Floats:
+    require_target(attack, signals)
     images = knowledge.images
     if images is None or len(images) != len(signals.labels):
         has = "none" if images is None else str(len(images))

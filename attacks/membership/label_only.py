@@ -8,7 +8,7 @@ from typing import ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from attacks.base import MembershipKnowledge
+from attacks.base import MembershipKnowledge, require_target
 from attacks.membership.observed import Signals
 from fl_core.errors import InputError
 
@@ -24,7 +24,8 @@ class Gap:
     needs: ClassVar[type[Signals]] = Signals
 
     def run(self, signals: Signals, knowledge: MembershipKnowledge) -> NDArray[np.float64]:
-        """Scores [examples], 0 or 1. Raises InputError for logits that are not finite."""
+        """Scores [examples], 0 or 1. Raises InputError for several targets, or logits that are not finite."""
+        require_target(self.name, signals)
         right: NDArray[np.float64] = signals.right[0, 0].astype(np.float64)
         return right
 
@@ -41,7 +42,11 @@ class AugmentationRobustness:
     needs: ClassVar[type[Signals]] = Signals
 
     def run(self, signals: Signals, knowledge: MembershipKnowledge) -> NDArray[np.float64]:
-        """Scores [examples] in [0, 1]. Raises InputError for a single query, or logits that are not finite."""
+        """Scores [examples] in [0, 1].
+
+        Raises InputError for a single query, several targets, or logits that are not finite.
+        """
+        require_target(self.name, signals)
         right = signals.right[0]
         if len(right) < 2:
             raise InputError(f"{self.name} needs augmented queries and has the examples alone; ask for more queries")

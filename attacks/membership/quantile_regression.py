@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from sklearn.ensemble import HistGradientBoostingRegressor
 from sklearn.model_selection import cross_val_predict
 
-from attacks.base import Floats, Ints, MembershipKnowledge
+from attacks.base import Floats, Ints, MembershipKnowledge, require_target
 from attacks.membership.observed import Signals
 from attacks.membership.pictures import shrunk, statistics
 from fl_core.errors import InputError, check_choice, check_number
@@ -63,6 +63,7 @@ class QuantileRegression:
 
     def run(self, signals: Signals, knowledge: MembershipKnowledge) -> Array:
         """Scores [examples]. Raises InputError without pictures, enough public examples, or finite logits."""
+        require_target(self.name, signals)
         images, public = knowledge.images, knowledge.public_images
         if images is None or public is None or signals.public_labels is None:
             raise InputError(f"{self.name} needs the candidates' pictures and labelled public ones; set attack.public")

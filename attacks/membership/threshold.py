@@ -12,7 +12,7 @@ from typing import ClassVar, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from attacks.base import Bools, Floats, MembershipKnowledge
+from attacks.base import Bools, Floats, MembershipKnowledge, require_target
 from attacks.membership.observed import Signals, require_shadows
 from fl_core.errors import InputError, check_choice
 
@@ -54,9 +54,10 @@ class Threshold:
     def run(self, signals: Signals, knowledge: MembershipKnowledge) -> NDArray[np.float64]:
         """Scores [examples], in nats.
 
-        Raises InputError for logits that are not finite and, with `per_class`, without shadows or if those are all of
-        one kind.
+        Raises InputError for several targets, for logits that are not finite and, with `per_class`, without shadows or
+        if those are all of one kind.
         """
+        require_target(self.name, signals)
         field, sign = STATISTICS[self.statistic]
         target: NDArray[np.float64] = sign * getattr(signals, field)[0, 0]
         if not self.per_class:

@@ -40,7 +40,7 @@ ONLINE: tuple[MembershipAttack, ...] = (
     LossThreshold(per_class=True),
     Threshold(per_class=True),
     ShadowClassifier(max_rows=4000),
-    ShadowClassifier(max_rows=1000, classifier="random forest"),
+    ShadowClassifier(max_rows=500, min_rows=500, classifier="random forest"),
     LiRA(),
     LiRA(fixed_variance=False),
     LiRA(fixed_variance="auto", every_query=True),

@@ -89,19 +89,17 @@ def problem(
 
 
 def gaussian_means(mu: float, shadows: int, examples: int, seed: int) -> tuple[Array, Array]:
-    """Signals ⟨release, x⟩ [shadows + 1, examples] and members; a release is the mean of n Gaussians in ℝ⁴.
+    """Signals ⟨release, x⟩ [shadows + 1, examples] and members; a release is the mean of n = 200 standard Gaussians.
 
     A member x, of length μ√n, replaces one of the n. So the best test's power is Φ(Φ⁻¹(F) + μ), up to 1/n:
-    the variance IN is (n − 1)/n of the one OUT.
+    the variance IN is (n − 1)/n of the one OUT. Along x the others' sum is one normal number, however many dimensions.
     """
     rng = np.random.default_rng(seed)
-    n, dimensions = 200, 4
-    x = rng.standard_normal((examples, dimensions))
-    x *= mu * np.sqrt(n) / np.linalg.norm(x, axis=1, keepdims=True)
+    n = 200
+    length = mu * np.sqrt(n)
     members = rng.random((shadows + 1, examples)) < 0.5
-    others = rng.standard_normal((shadows + 1, examples, dimensions)) * np.sqrt(n - members)[..., None]
-    release = (others + members[..., None] * x) / n
-    return (release * x).sum(axis=-1), members
+    others = rng.standard_normal((shadows + 1, examples)) * np.sqrt(n - members)
+    return length * (others + members * length) / n, members
 
 
 def with_confidence(confidence: Array) -> Array:
