@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
+
+from attacks.membership.moments import Moments, moments
+from fl_core.errors import InputError
 
 if TYPE_CHECKING:
     from attacks.membership.observed import Signals
@@ -21,11 +25,24 @@ class Shadows:
     """Replicas that the attacker trained, so whose membership it knows.
 
     `signals` are theirs, read through the same view as the target's; `members` [shadows, examples] says who was trained
-    on.
+    on. What several attacks ask of them is computed once: the moments on both sides [queries, examples] of the scaled
+    confidence, of the true label's probability and of the loss.
     """
 
     signals: Signals
     members: Bools
+
+    @cached_property
+    def confidence(self) -> Moments:
+        return moments(self.signals.confidence, self.members)
+
+    @cached_property
+    def probability(self) -> Moments:
+        return moments(self.signals.probability, self.members)
+
+    @cached_property
+    def loss(self) -> Moments:
+        return moments(self.signals.loss, self.members)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,3 +59,26 @@ class MembershipKnowledge:
     images: Floats | None = None
     public_images: Floats | None = None
     public_labels: Ints | None = None
+
+
+class MembershipAttack(Protocol):
+    """A membership attack: what its table calls it, the signals it reads, and a score for every candidate.
+
+    `run` returns [examples] in float64, higher for likelier members. Its `signals` are those of one target, of the
+    class `needs` or of a wider view's.
+    """
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def needs(self) -> type[Signals]: ...
+
+    # Any: an attack on a wider view takes that view's signals only, and is refused others when it runs.
+    def run(self, signals: Any, knowledge: MembershipKnowledge) -> NDArray[np.float64]: ...
+
+
+def require_target(attack: str, signals: Signals) -> None:
+    """Raise InputError unless the signals are those of one target: a score is of one model."""
+    if signals.replicas != 1:
+        raise InputError(f"{attack} scores one target, and was given {signals.replicas}; select one of them")

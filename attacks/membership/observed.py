@@ -13,9 +13,11 @@ from typing import ClassVar, Self
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.special import expit
 
 from attacks.base import Floats, Ints, MembershipKnowledge, Shadows
-from attacks.membership.signals import scaled_confidence
+from attacks.membership.entropy import entropy, is_right, modified_entropy
+from attacks.membership.signals import loss, scaled_confidence
 from fl_core.errors import InputError
 from fl_core.views import VIEWS, Participant, ReleasedModel, SecureServer, Server
 
@@ -50,6 +52,31 @@ class Signals:
         """Scaled confidence of the true label [replicas, queries, examples], in nats."""
         # One replica at a time: float64 copies of all logits at once would take several times their memory.
         return np.stack([scaled_confidence(own, self.labels) for own in self.logits])
+
+    @cached_property
+    def probability(self) -> Derived:
+        """The true label's probability [replicas, queries, examples]."""
+        return np.stack([expit(own) for own in self.confidence])
+
+    @cached_property
+    def loss(self) -> Derived:
+        """The true label's cross-entropy [replicas, queries, examples], in nats."""
+        return np.stack([loss(own) for own in self.confidence])
+
+    @cached_property
+    def entropy(self) -> Derived:
+        """Entropy of the prediction [replicas, queries, examples], in nats."""
+        return np.stack([entropy(own, self.labels) for own in self.logits])
+
+    @cached_property
+    def modified_entropy(self) -> Derived:
+        """Modified entropy of Song and Mittal 2021 [replicas, queries, examples], in nats."""
+        return np.stack([modified_entropy(own, self.labels) for own in self.logits])
+
+    @cached_property
+    def right(self) -> NDArray[np.bool_]:
+        """Whether the model predicts the true label [replicas, queries, examples]."""
+        return np.stack([is_right(own, self.labels) for own in self.logits])
 
     @cached_property
     def public_confidence(self) -> Derived:
@@ -136,7 +163,7 @@ def refusal(attack: str, shown: type[Signals], needs: type[Signals]) -> str:
 
 
 def require_shadows(attack: str, signals: Signals, knowledge: MembershipKnowledge) -> Shadows:
-    """Return the attacker's shadows; raise InputError if it has none, or they do not fit the target."""
+    """Return the attacker's shadows; raise InputError if it has none, they do not fit, or there are several targets."""
     shadows = knowledge.shadows
     if shadows is None:
         raise InputError(
@@ -145,7 +172,9 @@ def require_shadows(attack: str, signals: Signals, knowledge: MembershipKnowledg
     if shadows.members.dtype != np.bool_:
         raise InputError(f"the shadows' members are of type {shadows.members.dtype}; give booleans [shadows, examples]")
     theirs, ours = shadows.signals.logits.shape, signals.logits.shape
-    if theirs[1:] != ours[1:] or shadows.members.shape != (theirs[0], ours[2]):
+    if not theirs[0]:
+        raise InputError(f"the {attack} attack needs shadows and the attacker has 0; train some")
+    if theirs[1:] != ours[1:] or ours[0] != 1 or shadows.members.shape != (theirs[0], ours[2]):
         raise InputError(
             f"shadow logits {theirs}, their members {shadows.members.shape} and the target's logits {ours} do not fit; "
             "give [shadows, queries, examples, classes], [shadows, examples] and [1, queries, examples, classes]"

@@ -1,31 +1,101 @@
-"""The loss threshold of Yeom et al. 2018: an example that the model fits well was probably trained on.
+"""Thresholds on one number of the target's output: what the model fits well, or is sure of, was probably trained on.
 
-The attack that needs nothing but the target's outputs and the labels, so the floor for every other one.
+The attacks that need nothing but the target's outputs and the labels, so the floor for every other one. With shadows,
+each class may have a threshold of its own.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from attacks.base import MembershipKnowledge
-from attacks.membership.observed import Signals
-from attacks.membership.signals import loss
+from attacks.base import Bools, Floats, MembershipKnowledge, require_target
+from attacks.membership.observed import Signals, require_shadows
+from fl_core.errors import InputError, check_choice
+
+Statistic = Literal["loss", "confidence", "entropy", "modified entropy"]
+
+STATISTICS: dict[str, tuple[str, int]] = {
+    "loss": ("loss", -1),
+    "confidence": ("confidence", 1),
+    "entropy": ("entropy", -1),
+    "modified entropy": ("modified_entropy", -1),
+}
+"""By its name in the papers: the field of `Signals`, and 1 where members have more of it, −1 where they have less."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class LossThreshold:
-    """Yeom et al. 2018, "Privacy Risk in Machine Learning": the target's own loss, negated.
+class Threshold:
+    """The target's own loss, scaled confidence, entropy or modified entropy, signed so that members score higher.
 
-    The paper compares it with the average training loss; here the threshold is left to the ROC.
+    The papers fix a threshold; here it is left to the ROC. Without `per_class`, loss and confidence rank alike. With
+    it, the score is what lies above the class's threshold, the one that parts the shadows' members and non-members of
+    that class best (the largest TPR − FPR), so that 0 is the papers' verdict. A class that the shadows do not show on
+    both sides takes the threshold of all classes together.
+
+    Source: Yeom et al. 2018, "Privacy Risk in Machine Learning" (loss); Salem et al. 2019, "ML-Leaks" (entropy); Song
+    and Mittal 2021, "Systematic Evaluation of Privacy Risks of Machine Learning Models" (the rest, and the classes).
     """
 
-    name: ClassVar[str] = "loss threshold"
+    statistic: Statistic = "modified entropy"
+    per_class: bool = False
     needs: ClassVar[type[Signals]] = Signals
 
+    def __post_init__(self) -> None:
+        check_choice("the threshold's statistic", self.statistic, STATISTICS)
+
+    @property
+    def name(self) -> str:
+        return f"{self.statistic} threshold{', per class' * self.per_class}"
+
     def run(self, signals: Signals, knowledge: MembershipKnowledge) -> NDArray[np.float64]:
-        """Scores [examples], in nats, higher for likelier members. Raises InputError as `scaled_confidence` does."""
-        return -loss(signals.confidence[0, 0])
+        """Scores [examples], in nats.
+
+        Raises InputError for several targets, for logits that are not finite and, with `per_class`, without shadows or
+        if those are all of one kind.
+        """
+        require_target(self.name, signals)
+        field, sign = STATISTICS[self.statistic]
+        target: NDArray[np.float64] = sign * getattr(signals, field)[0, 0]
+        if not self.per_class:
+            return target
+        shadows = require_shadows(self.name, signals, knowledge)
+        seen: Floats = sign * getattr(shadows.signals, field)[:, 0]
+        if shadows.members.all() or not shadows.members.any():
+            raise InputError(f"{self.name} needs shadows with and without the examples; all are of one kind")
+        pooled = None
+        for label in np.unique(signals.labels):
+            ours = signals.labels == label
+            members = shadows.members[:, ours]
+            if members.any() and not members.all():
+                target[ours] -= best_threshold(seen[:, ours], members)
+            else:
+                pooled = best_threshold(seen, shadows.members) if pooled is None else pooled
+                target[ours] -= pooled
+        return target
+
+
+@dataclass(frozen=True, kw_only=True)
+class LossThreshold(Threshold):
+    """Yeom et al. 2018, "Privacy Risk in Machine Learning": the target's own loss, negated.
+
+    The paper compares it with the average training loss.
+    """
+
+    statistic: Statistic = "loss"
+
+
+def best_threshold(signals: Floats, members: Bools) -> float:
+    """Where TPR − FPR is largest if whatever lies at or above is called a member; midway between two values.
+
+    `signals` and `members` have one shape, with members and non-members. Source: Song and Mittal 2021, section 3.
+    """
+    order = np.argsort(signals, axis=None)[::-1]
+    values, inside = signals.reshape(-1)[order], members.reshape(-1)[order]
+    gain = np.cumsum(np.where(inside, 1 / inside.sum(), -1 / (~inside).sum()))
+    last = np.append(values[1:] != values[:-1], True)  # equal values enter together
+    best = int(np.argmax(np.where(last, gain, -np.inf)))
+    return float(values[best] + values[min(best + 1, len(values) - 1)]) / 2

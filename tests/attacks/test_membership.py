@@ -20,6 +20,7 @@ from attacks.membership.signals import loss, scaled_confidence
 from attacks.membership.threshold import LossThreshold
 from attacks.metrics import auc, tpr_at_fpr
 from fl_core.errors import InputError
+from tests.oracles.membership import exactly_half, gaussian_means
 from tests.signals import signals_of
 
 ATTACKS = [LossThreshold(), LiRA(), LiRA(fixed_variance=False), ShadowClassifier(), Blind()]
@@ -185,22 +186,6 @@ def test_the_loss_threshold_is_the_negative_loss_and_needs_no_shadows():
 # LiRA
 
 
-def gaussian_means(mu: float, shadows: int, examples: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Signals ⟨release, x⟩ [shadows + 1, examples] and members; a release is the mean of n Gaussians in ℝ⁴.
-
-    A member x, of length μ√n, replaces one of the n. So the best test's power is Φ(Φ⁻¹(F) + μ), up to 1/n:
-    the variance IN is (n − 1)/n of the one OUT.
-    """
-    rng = np.random.default_rng(seed)
-    n, dimensions = 200, 4
-    x = rng.standard_normal((examples, dimensions))
-    x *= mu * np.sqrt(n) / np.linalg.norm(x, axis=1, keepdims=True)
-    members = rng.random((shadows + 1, examples)) < 0.5
-    others = rng.standard_normal((shadows + 1, examples, dimensions)) * np.sqrt(n - members)[..., None]
-    release = (others + members[..., None] * x) / n
-    return (release * x).sum(axis=-1), members
-
-
 @pytest.mark.parametrize(("fixed_variance", "expected"), [(True, 0.084), (False, 0.076)])
 def test_lira_on_gaussian_means_approaches_the_optimum_and_never_beats_it(fixed_variance: bool, expected: float):
     # μ = 1: AUC Φ(1/√2) = .7602, TPR at 1% .0924. With 15,000 a side the standard errors are .0027 and
@@ -299,13 +284,6 @@ def test_lira_refuses_a_single_shadow_and_signals_that_are_not_finite():
 
 
 # The design's own leak
-
-
-def exactly_half(models: int, examples: int, seed: int) -> np.ndarray:
-    """Members [models, examples]: every example in exactly half of the models, drawn at random."""
-    order = np.random.default_rng(seed).random((models, examples)).argsort(axis=0)
-    half: np.ndarray = order.argsort(axis=0) < models // 2
-    return half
 
 
 def blind_auc(shadow_members: np.ndarray, target: np.ndarray) -> float:

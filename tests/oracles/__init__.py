@@ -1,0 +1,1 @@
+"""Known answers that tests compare with."""
