@@ -68,7 +68,7 @@ class Population:
     @property
     def public(self) -> ImageSet | None:
         """The attacker's own examples: the first of the test set, on which no replica trains."""
-        count = self.config["signals"]["public"]
+        count = min(self.config["signals"]["public"], len(self.test))
         return self.test.select(torch.arange(count, device=self.test.labels.device)) if count else None
 
     @property
@@ -175,11 +175,6 @@ def build(config: Mapping[str, Any], device: torch.device, named: str) -> Popula
         raise InputError(
             f"sampler.batch_size is {algorithm.sampler.batch_size}, but no client has more than {largest} examples; "
             "lower it or give the clients more"
-        )
-    if config["signals"]["public"] > len(held.test):
-        raise InputError(
-            f"signals.public is {config['signals']['public']}, but the test set has only {len(held.test)} examples; "
-            "lower it or raise data.test_limit"
         )
     hashed = {name: value for name, value in config.items() if name not in FREE + ASKED}
     hashed |= {"device": named, "model code": own_code(model)}

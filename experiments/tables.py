@@ -110,34 +110,63 @@ def summary(cells: Sequence[CellResult]) -> Table:
     return [column.head for column in columns], [[column.cell(cell) for column in columns] for cell in cells]
 
 
-def every_attack(cells: Sequence[CellResult]) -> Table:
-    """One line a cell, attack, group and metric, the blind baselines among them; single classes are in the CSV."""
-    varied = any(cell.variant for cell in cells)
+def membership(cells: Sequence[CellResult]) -> Table:
+    """One line a cell, attack and group, the blind baselines among them; single classes and clients are in the CSV."""
+    found = [row for cell in cells for row in cell.rows if row.question == "membership" and whole(row)]
+    rates = sorted({row.metric for row in found if row.metric.startswith("tpr_at_")}, key=_rate, reverse=True)
+    summary_rate = cells[0].facts["fpr"]
+    metrics = {"auc": "AUC", "balanced_accuracy": "balanced accuracy"}
+    metrics |= {one: f"TPR at {_rate(one):.3g}" for one in rates if _rate(one) > summary_rate}
+    metrics |= {"tpr": f"TPR at {summary_rate:.3g}"}
+    metrics |= {one: f"TPR at {_rate(one):.3g}" for one in rates if _rate(one) < summary_rate}
+    lines = []
+    for cell in cells:
+        mine = [row for row in cell.rows if row.question == "membership" and whole(row)]
+        for attack in cell.attacks():
+            for group in dict.fromkeys(row.group for row in mine if row.metric == "auc"):
+                rows = [cell.row("membership", metric, attack, group) for metric in metrics]
+                view = next((row.view for row in mine if row.attack == attack), "")
+                lines.append([cell.variant, cell.label(), attack, view, group, *map(_number_or_why, rows)])
+    return ["variant", "ε", "attack", "view", "group", *metrics.values()], lines
+
+
+def _rate(metric: str) -> float:
+    return float(metric.removeprefix("tpr_at_"))
+
+
+def _number_or_why(row: Row | None) -> str:
+    if row is None or (row.value is None and row.note.startswith("refused")):
+        return "refused" if row is not None else "—"
+    return row.note.replace(" non-members", "") if row.value is None else interval(row)
+
+
+def refusals(cells: Sequence[CellResult]) -> list[str]:
+    """Why attacks were refused, each reason once."""
+    rows = [row for cell in cells for row in cell.rows if row.note.startswith("refused: ")]
+    return list(dict.fromkeys(row.note.removeprefix("refused: ") for row in rows))
+
+
+def stabilities(cells: Sequence[CellResult]) -> Table:
+    """How far two halves of the replicas rank the examples alike, by each attack."""
     lines = [
-        [
-            *([cell.variant] if varied else []),
-            cell.label(),
-            row.attack,
-            row.view,
-            row.group,
-            row.metric,
-            interval(row, 1 if "psnr" in row.metric else 3),
-            row.note,
-        ]
+        [cell.variant, cell.label(), row.attack, row.view, interval(row), row.note]
         for cell in cells
         for row in cell.rows
-        if row.attack and whole(row)
+        if row.metric == "rank_stability" and row.value is not None
     ]
-    return [
-        *(["variant"] if varied else []),
-        "ε",
-        "attack",
-        "view",
-        "group",
-        "metric",
-        "value [95% interval]",
-        "note",
-    ], lines
+    return ["variant", "ε", "attack", "view", "rank correlation of two halves", "and"], lines
+
+
+def pictures(cells: Sequence[CellResult]) -> Table:
+    """One line a cell, attack and metric of the reconstructions."""
+    lines = [
+        [cell.variant, cell.label(), row.attack, row.view, row.metric, interval(row, 1 if "psnr" in row.metric else 3)]
+        + [row.note]
+        for cell in cells
+        for row in cell.rows
+        if row.question == "reconstruction"
+    ]
+    return ["variant", "ε", "attack", "view", "metric", "value", "note"], lines
 
 
 def every_audit(cells: Sequence[CellResult]) -> Table:
@@ -245,7 +274,16 @@ def as_markdown(cells: Sequence[CellResult], title: str, whom: str) -> str:
     ]
     if any(len(cell.audits) > 1 for cell in cells):
         parts += ["## Audits", _markdown(every_audit(cells))]
-    parts += ["## Every attack", _markdown(every_attack(cells))]
+    parts += ["## Membership, every attack", _markdown(membership(cells))]
+    parts += [f"- {why}" for why in refusals(cells)]
+    if stabilities(cells)[1]:
+        parts += [
+            "## Who is vulnerable",
+            "Whether the same examples stand out in other replicas; the interval is over random halvings.",
+            _markdown(stabilities(cells)),
+        ]
+    if pictures(cells)[1]:
+        parts += ["## Pictures", _markdown(pictures(cells))]
     return "\n\n".join(parts) + "\n"
 
 
@@ -263,7 +301,10 @@ def guarantees(cell: CellResult) -> list[str]:
 
 
 def _markdown(table: Table) -> str:
+    """A table; a first column without any entry, such as that of variants, is left out."""
     heads, lines = table
+    if not any(line[0] for line in lines):
+        heads, lines = heads[1:], [line[1:] for line in lines]
     rows = [heads, ["---"] * len(heads), *lines]
     return "\n".join("| " + " | ".join(entry.replace("|", "\\|") for entry in row) + " |" for row in rows)
 
