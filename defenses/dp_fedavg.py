@@ -146,7 +146,7 @@ class DPFedAvg(Defense):
             return NoGuarantee(reason="the server adds the noise itself, to what it has seen", unit=unit, view=view)
         # Each update is noisy by itself. A sum has the noise of all, of which a participant knows its own.
         others = plan.cohort - (view == "participant")
-        if view == "server" or not (plan.exact and plan.even) or others < 1:
+        if view in ("server", "malicious_server") or not (plan.exact and plan.even) or others < 1:
             return Gaussians(sigma, in_the_open(plan, unit))
         return Gaussians(sigma * math.sqrt(others), drawn(plan, unit, view) if models else in_the_open(plan, unit))
 

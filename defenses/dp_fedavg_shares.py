@@ -152,7 +152,7 @@ class DPFedAvgShares(Defense):
 
     def _mechanism(self, view: str, unit: Unit, plan: Plan) -> Concentrated:
         grid = self._grid()
-        shares = {"server": 1, "participant": grid.clients - 1}.get(view, grid.clients)
+        shares = {"server": 1, "malicious_server": 1, "participant": grid.clients - 1}.get(view, grid.clients)
         clips = 1 if unit == "client" else 2
         rho = concentrated(clips * grid.sensitivity, grid.sigma, shares, grid.dimension)
         return Concentrated(rho, plan.turns, replaced=unit == "example")

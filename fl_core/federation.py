@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -34,7 +34,8 @@ from fl_core.planning import no_updates, plan_of
 from fl_core.seeds import Generators, seed
 from fl_core.state import State
 from fl_core.summing import Summing, in_the_clear
-from fl_core.views import Recorder, SecureServer
+from fl_core.tampering import Tampering, tampered
+from fl_core.views import MaliciousServer, Recorder, SecureServer
 from fl_core.weighing import Weighing, weigh
 
 
@@ -48,6 +49,7 @@ class Federation:
     is expected to hold, whoever is a member. `participation` draws the clients of a round and `fleet` says what
     becomes of them. `augmentation` changes pictures each time they are trained on (None: never); `precision` is that of
     local training. `memory` bounds what the lanes of one process take, in bytes (None: `memory.memory_budget`).
+    `tamper` is what a malicious server changes about the model it sends (None: the server is honest).
     """
 
     model: nn.Module
@@ -66,6 +68,7 @@ class Federation:
     precision: Precision = "float32"
     backend: Backend = "auto"
     memory: int | None = None
+    tamper: Tampering | None = None
 
     def __post_init__(self) -> None:
         check_number("rounds", self.rounds, minimum=1, integer=True)
@@ -83,6 +86,8 @@ class Federation:
                 "an asynchronous fleet mixes clients of different rounds, whose control variates do not go together; "
                 "choose another algorithm, or a synchronous fleet"
             )
+        if not self.fleet.synchronous and self.tamper is not None:
+            raise InputError("a tampered model goes out to a whole round at once; choose a synchronous fleet")
 
     @cached_property
     def plan(self) -> Plan:
@@ -252,8 +257,12 @@ def rounds(
     guard. Raises InputError where training diverges, and for a federation that the defence does not cover.
     """
     recorder = recorder or Recorder()
-    if not federation.algorithm.aggregator.streams and recorder.view is SecureServer:
-        raise InputError("secure_server sees nothing but sums, and this aggregator is no sum; set aggregator=mean")
+    if not federation.algorithm.aggregator.streams and recorder.view in (SecureServer, MaliciousServer):
+        raise InputError(
+            f"{recorder.view.view} sees nothing but sums, and this aggregator is no sum; set aggregator=mean"
+        )
+    if not federation.fleet.synchronous and recorder.view is MaliciousServer:
+        raise InputError("malicious_server sends to a whole round at once; choose a synchronous fleet")
     federation.defense.check(federation.plan)
     if federation.defense.masks:
         recorder.mask()
@@ -292,6 +301,8 @@ def play_round(federation: Federation, state: State, recorder: Recorder, train: 
 
     cohort = federation.cohort(round)
     sent = algorithm.broadcast(state.model, state.server) | defense.broadcast(state.defense)
+    changed = tampered(federation.tamper, round, state.model, sent) if federation.tamper else {}
+    sent |= changed
     recorder.broadcast(round, sent)
     past = {**state.past, round: sent}
 
@@ -310,7 +321,8 @@ def play_round(federation: Federation, state: State, recorder: Recorder, train: 
     kept = dict(state.defense)
     if total:
         total = defense.on_sum(total, Summed(round, weighing.largest_share, _draws(federation), kept))
-    model, server = _server_step(federation, state, total, cohort)
+    from_sent = replace(state, model=state.model | changed) if total else state
+    model, server = _server_step(federation, from_sent, total, cohort)
     if not (defense.public_shares or cohort.present.any(1).all()):  # a replica that received nothing stays as it is
         moved = cohort.present.any(1)
         model, server = _where(moved, model, state.model), _where(moved, server, state.server)

@@ -73,7 +73,7 @@ class Server(SecureServer):
 class MaliciousServer(SecureServer):
     """Also what it sent to each client of each recorded round [replicas, cohort, ...], which it chose itself.
 
-    It is no view of a `Recorder`: the engine plays servers that send one model to all. Studies play this one.
+    The engine's sends one model to all (`Federation.tamper`), which is then in `models`, too; studies play others.
     """
 
     view: ClassVar[str] = "malicious_server"
@@ -81,7 +81,9 @@ class MaliciousServer(SecureServer):
 
 
 Observation = ReleasedModel
-VIEWS: dict[str, type[ReleasedModel]] = {kind.view: kind for kind in (ReleasedModel, Participant, SecureServer, Server)}
+VIEWS: dict[str, type[ReleasedModel]] = {
+    kind.view: kind for kind in (ReleasedModel, Participant, SecureServer, Server, MaliciousServer)
+}
 
 
 def require_view(attack: str, observation: Observation, needs: type[ReleasedModel]) -> None:
@@ -107,7 +109,7 @@ class Recorder:
 
     def mask(self) -> None:
         """Narrow the view to what secure aggregation leaves of it, before the first round."""
-        if issubclass(self.view, SecureServer):
+        if issubclass(self.view, Server):
             self.view = SecureServer
 
     def _shows(self, needed: type[ReleasedModel], round: int) -> bool:
@@ -124,6 +126,12 @@ class Recorder:
     def asked(self, round: int, cohort: Cohort, weights: Tensor) -> None:
         self._keep(SecureServer, "cohorts", round, cohort.clients)
         self._keep(SecureServer, "dropped", round, cohort.dropped)
+        if self._shows(MaliciousServer, round):
+            model, seats = self._kept["models"][round], cohort.clients.shape[1]
+            assert isinstance(model, dict)
+            # One model for all seats, without a copy for each.
+            each = {name: value.unsqueeze(1).expand(-1, seats, *value.shape[1:]) for name, value in model.items()}
+            self._kept.setdefault("sent", {})[round] = each
         self._keep(Server, "versions", round, cohort.versions)
         self._keep(Server, "weights", round, weights)
 

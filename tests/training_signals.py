@@ -56,6 +56,7 @@ def by_hand(
     signals = ServerSignals(
         labels=labels,
         logits=logits,
+        rounds=np.arange(rounds),
         round_confidence=per_round(),
         gradient_norm=np.exp(-0.2 * per_round()),
         layer_norm=np.exp(-0.2 * per_round()),

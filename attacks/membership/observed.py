@@ -19,11 +19,11 @@ from attacks.base import Floats, Ints, MembershipKnowledge, Shadows
 from attacks.membership.entropy import entropy, is_right, modified_entropy
 from attacks.membership.signals import loss, scaled_confidence
 from fl_core.errors import InputError
-from fl_core.views import VIEWS, Participant, ReleasedModel, SecureServer, Server
+from fl_core.views import VIEWS, MaliciousServer, Participant, ReleasedModel, SecureServer, Server
 
 Derived = NDArray[np.float64]
 
-SHARED = ("labels", "public_labels")
+SHARED = ("labels", "public_labels", "rounds")
 """Fields that are the same for all replicas."""
 
 
@@ -102,11 +102,12 @@ class ParticipantSignals(Signals):
     `round_confidence` is the scaled confidence under the model that a round sent out, in nats, and `gradient_norm` the
     length of the loss's gradient there. `step_product` is the inner product of the step from that model to the next one
     with minus that gradient, and `step_norm` [replicas, rounds] the length of the step. `layer_norm` and
-    `layer_product` are the same with all but the last linear layer left out.
+    `layer_product` are the same with all but the last linear layer left out. `rounds` [rounds] are their numbers.
     """
 
     view: ClassVar[type[ReleasedModel]] = Participant
 
+    rounds: Ints
     round_confidence: Floats
     gradient_norm: Floats
     step_product: Floats
@@ -148,6 +149,21 @@ class ServerSignals(SecureServerSignals):
     took_part: NDArray[np.bool_]
 
 
+@dataclass(frozen=True, kw_only=True)
+class MaliciousServerSignals(SecureServerSignals):
+    """Also those of what came back: [replicas, rounds, examples].
+
+    `returned_confidence` is the scaled confidence under the model that was sent plus the round's sum, which is the
+    average of the clients' own models, and `returned_norm` the length of the gradient there. `round_confidence` and
+    the others are those of the model that was sent, tampered with as it was.
+    """
+
+    view: ClassVar[type[ReleasedModel]] = MaliciousServer
+
+    returned_confidence: Floats
+    returned_norm: Floats
+
+
 def require_signals(attack: str, signals: Signals, needs: type[Signals]) -> None:
     """Raise InputError where the signals come from a view that does not show what the attack needs."""
     if not isinstance(signals, needs):
@@ -183,7 +199,8 @@ def require_shadows(attack: str, signals: Signals, knowledge: MembershipKnowledg
 
 
 KINDS: dict[str, type[Signals]] = {
-    kind.view.view: kind for kind in (Signals, ParticipantSignals, SecureServerSignals, ServerSignals)
+    kind.view.view: kind
+    for kind in (Signals, ParticipantSignals, SecureServerSignals, ServerSignals, MaliciousServerSignals)
 }
 """By the name of their view."""
 assert KINDS.keys() == VIEWS.keys()

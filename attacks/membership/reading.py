@@ -28,7 +28,7 @@ from fl_core.optimizers import Tree
 from fl_core.partition import NOBODY
 from fl_core.per_example import example_gradients
 from fl_core.rules import Outer
-from fl_core.views import Observation, Participant, SecureServer, Server
+from fl_core.views import MaliciousServer, Observation, Participant, SecureServer, Server
 
 GRADIENT_BYTES = 2**29
 """What the gradients of one chunk of examples may take."""
@@ -81,7 +81,7 @@ def read_signals(
         clients = _most_clients(observation) if clients is None else clients
         _check_recorded(observation, read, clients)
         each = [_Replica(observation, row, reader, read).signals(clients) for row in range(len(final))]
-        found |= {name: np.stack([own[name] for own in each]) for name in each[0]}
+        found |= {name: np.stack([own[name] for own in each]) for name in each[0]} | {"rounds": np.array(read)}
     kind = KINDS[observation.view]
     return kind(**found)
 
@@ -301,9 +301,21 @@ class _Replica:
                 found[name] = np.full((*shape, examples), np.nan, kind)
         for version in sorted({each.version for each in seen}):
             self._at(version, [each for each in seen if each.version == version], found)
+        if isinstance(self.observation, MaliciousServer):
+            found["returned_confidence"], found["returned_norm"] = map(
+                np.stack, zip(*map(self.returned, self.read), strict=True)
+            )
         if isinstance(self.observation, Server):
             found["took_part"] = ~np.isnan(found["client_norm"])
         return found
+
+    def returned(self, round: int) -> tuple[Array, Array]:
+        """Confidence and length of the gradient under what was sent plus the sum, each [examples]."""
+        assert isinstance(self.observation, SecureServer)
+        total = self.row_of(self.observation.sums[round])
+        model = {name: value + total[name] if name in total else value for name, value in self.sent(round).items()}
+        lengths = [_numbers(gradient.norm(dim=1)) for gradient in self.reader.gradients(model)]
+        return self.reader.confidence(model), np.concatenate(lengths)
 
     def _at(self, version: int, here: list[_Seen], found: dict[str, Array]) -> None:
         """Fill in what is held against one sent model."""
@@ -336,6 +348,13 @@ def _check_recorded(observation: Participant, read: Sequence[int], clients: int)
     missing = [round for round in read if round not in observation.models]
     if missing or not read:
         raise InputError(f"rounds {missing} were not recorded; recorded: {sorted(observation.models) or 'none'}")
+    if isinstance(observation, MaliciousServer):
+        for round in read:
+            sent, models = observation.sent[round], observation.models[round]
+            if any(not torch.equal(value, models[name].unsqueeze(1).expand_as(value)) for name, value in sent.items()):
+                raise InputError(
+                    f"clients of round {round} were sent different models; their signals are not read here"
+                )
     if not isinstance(observation, Server):
         return
     for round in read:

@@ -142,6 +142,8 @@ class SecAgg(Defense):
         sums = "secure_server" if view == "server" else view
         if part.sealed and part.grid is None:  # rounding each update is post-processing; of their sum it would not be
             sums = "server"
+        if view == "malicious_server":  # it could leave the others out, and their noise
+            sums = "server"
         # What is said to those who know the cohorts is true of those who do not, too: the better of both.
         plans = [plan.in_the_open()] if view == "participant" else [plan.in_the_open(), plan]
         found = min((part.guarantee(sums, unit, known) for known in plans), key=lambda one: one.epsilon)

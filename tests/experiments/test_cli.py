@@ -116,7 +116,8 @@ def test_a_fixed_noise_multiplier_gives_the_epsilon_that_follows_from_it(here: P
     [
         (
             "secagg",
-            "Against released_model, participant, secure_server and server: one client has no guarantee (ε = ∞)",
+            "Against released_model, participant, secure_server, server and malicious_server: "
+            "one client has no guarantee (ε = ∞)",
         ),
         ("secagg_shares", "summed under masks by a server that follows the protocol and that no client helps"),
     ],

@@ -35,6 +35,7 @@ SHOWN = {
     "participant": {"model", "models"},
     "secure_server": {"model", "models", "sums", "divisors", "cohorts", "dropped"},
     "server": {"model", "models", "sums", "divisors", "cohorts", "dropped", "updates", "weights", "versions"},
+    "malicious_server": {"model", "models", "sums", "divisors", "cohorts", "dropped", "sent"},
 }
 EVERY = set().union(*SHOWN.values())
 

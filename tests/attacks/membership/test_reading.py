@@ -33,7 +33,7 @@ from fl_core.federation import run
 from fl_core.fleet import Buffered
 from fl_core.participation import Everyone, PoissonClients, Uniform
 from fl_core.sampling import Shuffled
-from fl_core.views import VIEWS, Observation, Recorder, ReleasedModel, Server
+from fl_core.views import VIEWS, MaliciousServer, Observation, Recorder, ReleasedModel, Server
 from tests.federations import CLIENTS, federation, pictures
 
 ROUNDS = 3
@@ -213,7 +213,7 @@ def test_replicas_in_which_nobody_took_part_have_no_client_s_signals_and_a_sum_o
 
 @pytest.mark.parametrize("view", VIEWS)
 def test_a_view_s_signals_are_of_its_own_class_and_a_wider_recording_narrows_to_them(view: str):
-    own, wide = read(observed(VIEWS[view])), read(observed())
+    own, wide = read(observed(VIEWS[view])), read(observed(MaliciousServer if view == "malicious_server" else Server))
     assert type(own) is KINDS[view]
     narrower = narrow(wide, KINDS[view])
     assert type(narrower) is KINDS[view]
