@@ -41,7 +41,8 @@ class BaVarIA:
     `variance_strength`: how many shadows the prior variance is worth. After n shadows with mean m and squared residuals
     S, the predictive is a Student t with νₙ = ν₀ + n degrees of freedom around (κ₀μ₀ + nm)/(κ₀ + n), with squared scale
     (ν₀s₀² + S + κ₀n(m − μ₀)²/(κ₀ + n))/νₙ · (1 + 1/(κ₀ + n)); with `gaussian` the normal of that location and scale.
-    An example without shadows on a side has the prior's predictive there. Offline the score is one-sided, as LiRA's.
+    An example without shadows on a side has the other side's predictive there, moved by the average gap between IN and
+    OUT means. Offline the score is one-sided, as LiRA's.
     """
 
     online: bool = True
@@ -67,13 +68,22 @@ class BaVarIA:
         if not outside.count.any() or (self.online and not inside.count.any()):
             need = "with and without" if self.online else "without"
             raise InputError(f"{self.name} needs shadows {need} the examples; all {len(shadows.members)} are of a kind")
+        gap = float(shadows.confidence.gap()[0, 0])
         target = signals.confidence[0, 0]
         if not self.online:
-            return -self._log_tail(target, *self._predictive(outside, inside))
-        in_scores, out_scores = (
-            self._log_density(target, *self._predictive(*sides)) for sides in ((inside, outside), (outside, inside))
-        )
-        return in_scores - out_scores
+            return -self._log_tail(target, *self._either(outside, inside, -gap))
+        as_in, as_out = self._either(inside, outside, gap), self._either(outside, inside, -gap)
+        return self._log_density(target, *as_in) - self._log_density(target, *as_out)
+
+    def _either(self, side: Side, other: Side, gap: float) -> tuple[Array, Array, Array]:
+        """The predictive on one side, or the other's moved by the gap where an example has no shadow on this one."""
+        freedom, location, scale = self._predictive(side, other)
+        without = side.count == 0
+        if without.any():
+            others = self._predictive(other, side)
+            freedom, scale = np.where(without, others[0], freedom), np.where(without, others[2], scale)
+            location = np.where(without, others[1] + gap, location)
+        return freedom, location, scale
 
     def _predictive(self, side: Side, other: Side) -> tuple[Array, Array, Array]:
         """Degrees of freedom, location and scale of each example's predictive, each [examples]."""

@@ -77,7 +77,7 @@ class NearestPublic:
     """
 
     side: int = 8
-    max_public: int = 10_000
+    max_public: int = 4_000
     seed: int = 0
     name: ClassVar[str] = "blind (nearest public image)"
     needs: ClassVar[type[Signals]] = Signals

@@ -63,15 +63,22 @@ class Moments:
         """Which examples [examples] have shadows of both kinds."""
         return (self.inside.count > 0) & (self.outside.count > 0)
 
+    def gap(self) -> Array:
+        """The mean [queries, 1] of IN less OUT means over the examples that have both.
+
+        0 if none has, as for an attacker whose shadows hold no example at all.
+        """
+        if not self.has_both.any():
+            return np.zeros((len(self.inside.mean), 1))
+        average: Array = (self.inside.mean - self.outside.mean)[:, self.has_both].mean(axis=-1, keepdims=True)
+        return average
+
     def means(self) -> tuple[Array, Array]:
         """IN and OUT means, each [queries, examples], none missing.
 
-        An example without shadows on one side takes the other side's mean and the average gap between IN and OUT means
-        over the examples that have both; 0 if none has, as for an attacker whose shadows hold no example at all.
+        An example without shadows on one side takes the other side's mean, and the average gap between the two.
         """
-        gap = np.zeros((len(self.inside.mean), 1))
-        if self.has_both.any():
-            gap = (self.inside.mean - self.outside.mean)[:, self.has_both].mean(axis=-1, keepdims=True)
+        gap = self.gap()
         mean_in = np.where(self.inside.count > 0, self.inside.mean, self.outside.mean + gap)
         mean_out = np.where(self.outside.count > 0, self.outside.mean, self.inside.mean - gap)
         return mean_in, mean_out

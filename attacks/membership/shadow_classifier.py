@@ -28,7 +28,7 @@ SORTED_CLASSES = 3
 
 CLASSIFIERS: dict[str, Callable[[int], Any]] = {
     "logistic regression": lambda _: LogisticRegression(C=1.0, max_iter=200),
-    "random forest": lambda seed: RandomForestClassifier(n_estimators=100, min_samples_leaf=20, random_state=seed),
+    "random forest": lambda seed: RandomForestClassifier(n_estimators=50, min_samples_leaf=20, random_state=seed),
     "gradient boosting": lambda seed: HistGradientBoostingClassifier(random_state=seed),
     "multilayer perceptron": lambda seed: MLPClassifier(
         (32,), early_stopping=True, n_iter_no_change=5, random_state=seed

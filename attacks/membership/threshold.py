@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from attacks.base import Bools, Floats, MembershipKnowledge, require_target
 from attacks.membership.observed import Signals, require_shadows
-from fl_core.errors import InputError, check_choice
+from fl_core.errors import InputError, check_choice, check_number
 
 Statistic = Literal["loss", "confidence", "entropy", "modified entropy"]
 
@@ -33,8 +33,9 @@ class Threshold:
 
     The papers fix a threshold; here it is left to the ROC. Without `per_class`, loss and confidence rank alike. With
     it, the score is what lies above the class's threshold, the one that parts the shadows' members and non-members of
-    that class best (the largest TPR − FPR), so that 0 is the papers' verdict. A class that the shadows do not show on
-    both sides takes the threshold of all classes together.
+    that class best (the largest TPR − FPR), so that 0 is the papers' verdict. It is sought on the first shadows, as
+    many as have `max_rows` examples together. A class that they do not show on both sides takes the threshold of all
+    classes together.
 
     Source: Yeom et al. 2018, "Privacy Risk in Machine Learning" (loss); Salem et al. 2019, "ML-Leaks" (entropy); Song
     and Mittal 2021, "Systematic Evaluation of Privacy Risks of Machine Learning Models" (the rest, and the classes).
@@ -42,10 +43,12 @@ class Threshold:
 
     statistic: Statistic = "modified entropy"
     per_class: bool = False
+    max_rows: int = 1_000_000
     needs: ClassVar[type[Signals]] = Signals
 
     def __post_init__(self) -> None:
         check_choice("the threshold's statistic", self.statistic, STATISTICS)
+        check_number("the threshold's max_rows", self.max_rows, minimum=1, integer=True)
 
     @property
     def name(self) -> str:
@@ -63,17 +66,19 @@ class Threshold:
         if not self.per_class:
             return target
         shadows = require_shadows(self.name, signals, knowledge)
-        seen: Floats = sign * getattr(shadows.signals, field)[:, 0]
-        if shadows.members.all() or not shadows.members.any():
+        few = slice(-(-self.max_rows // signals.labels.size))
+        every_member = shadows.members[few]
+        if every_member.all() or not every_member.any():
             raise InputError(f"{self.name} needs shadows with and without the examples; all are of one kind")
+        seen: Floats = sign * getattr(shadows.signals.select(few), field)[:, 0]
         pooled = None
         for label in np.unique(signals.labels):
             ours = signals.labels == label
-            members = shadows.members[:, ours]
+            members = every_member[:, ours]
             if members.any() and not members.all():
                 target[ours] -= best_threshold(seen[:, ours], members)
             else:
-                pooled = best_threshold(seen, shadows.members) if pooled is None else pooled
+                pooled = best_threshold(seen, every_member) if pooled is None else pooled
                 target[ours] -= pooled
         return target
 

@@ -26,9 +26,9 @@ class Tuned:
     """`attack` with the best of `grid`: values to try for some of its options, all combinations of them.
 
     `metric` is the AUC or the TPR at `fpr`, the mean over `targets` shadows that play the target (all, if there are
-    fewer), spread evenly over them. A shadow that is the exact complement of the one that plays the target sits out
-    too: in a design of complementary pairs, the references without it would tell who the members are. Of equally good
-    combinations the first is taken.
+    fewer), spread evenly over them, each with the first `references` others. A shadow that is the exact complement of
+    the one that plays the target sits out too: in a design of complementary pairs, the references without it would tell
+    who the members are. Of equally good combinations the first is taken.
     """
 
     attack: MembershipAttack
@@ -36,11 +36,13 @@ class Tuned:
     metric: Literal["auc", "tpr"] = "auc"
     fpr: float = 0.01
     targets: int = 8
+    references: int = 64
 
     def __post_init__(self) -> None:
         check_choice("tuning's metric", self.metric, ("auc", "tpr"))
         check_number("tuning's fpr", self.fpr, above=0, maximum=1)
         check_number("tuning's targets", self.targets, minimum=1, integer=True)
+        check_number("tuning's references", self.references, minimum=2, integer=True)
         for option, values in self.grid.items():
             check_choice(f"an option of {self.attack.name} to tune", option, [one.name for one in fields(self._plain)])
             if isinstance(values, str) or not values:
@@ -49,6 +51,7 @@ class Tuned:
 
     @property
     def _plain(self) -> Any:
+        """The attack, for functions that take dataclasses."""
         return self.attack
 
     @property
@@ -79,7 +82,7 @@ class Tuned:
         merits = np.zeros(len(candidates))
         for played in np.unique(np.linspace(0, number - 1, min(self.targets, number)).astype(int)):
             target = shadows.signals.select([played])
-            known = replace(knowledge, shadows=without(shadows, int(played)))
+            known = replace(knowledge, shadows=without(shadows, int(played), self.references))
             merits += [self._merit(one.run(target, known), shadows.members[played]) for one in candidates]
         return candidates[int(np.argmax(merits))]
 
@@ -92,9 +95,9 @@ class Tuned:
         return auc(scores, members) if self.metric == "auc" else tpr_at_fpr(scores, members, self.fpr)
 
 
-def without(shadows: Shadows, played: int) -> Shadows:
-    """The shadows but for `played` and, where there are some, those with exactly the other members."""
-    apart = (shadows.members == shadows.members[played]).any(axis=1)
-    apart[played] = False
-    kept = np.flatnonzero(apart)
+def without(shadows: Shadows, played: int, most: int) -> Shadows:
+    """The first `most` shadows but for `played` and, where there are some, those with exactly the other members."""
+    complements = ~(shadows.members == shadows.members[played]).any(axis=1)
+    complements[played] = True
+    kept = np.flatnonzero(~complements)[:most]
     return Shadows(signals=shadows.signals.select(kept), members=shadows.members[kept])
