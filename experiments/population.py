@@ -27,7 +27,8 @@ from fl_core.models import PRECISIONS, statistics_of
 from fl_core.participation import Participation
 from fl_core.partition import DESIGNS, NOBODY, draw_members, plant_canaries, plant_rarity, split, withhold
 from fl_core.plan import Plan
-from fl_core.views import Recorder, ReleasedModel, SecureServer
+from fl_core.tampering import Tampering
+from fl_core.views import MaliciousServer, Recorder, ReleasedModel, SecureServer, Server
 
 FREE = ("name", "title", "client_names", "workers", "executor", "debug")
 """Fields that change no result, and so no hash."""
@@ -60,6 +61,7 @@ class Population:
     fleet: Fleet
     augmentation: Augmentation | None
     defense: Defense
+    tamper: Tampering | None
 
     @property
     def replicas(self) -> int:
@@ -75,7 +77,7 @@ class Population:
     def view(self) -> type[ReleasedModel]:
         """What is shown of a replica: what was asked for, or what masks leave of it."""
         wanted: type[ReleasedModel] = KINDS[self.config["signals"]["view"]].view
-        return SecureServer if self.defense.masks and issubclass(wanted, SecureServer) else wanted
+        return SecureServer if self.defense.masks and issubclass(wanted, Server) else wanted
 
     def shards(self) -> list[range]:
         """Replicas that are trained together; fixed by the configuration, so no worker count changes a number."""
@@ -101,6 +103,7 @@ class Population:
             augmentation=self.augmentation,
             precision=self.config["precision"],
             backend=self.config["backend"],
+            tamper=self.tamper,
             memory=None if self.config["memory"] == "auto" else int(self.config["memory"] * GIB),
         )
 
@@ -197,6 +200,7 @@ def build(config: Mapping[str, Any], device: torch.device, named: str) -> Popula
         fleet=make(config["fleet"]),
         augmentation=make(config["augmentation"]),
         defense=defense,
+        tamper=_tampering(config, model.to(device), pool.to(device)),
     )
     plan = population.federation(range(1)).plan  # it checks what goes together
     defense.check(plan)
@@ -208,6 +212,19 @@ def build(config: Mapping[str, Any], device: torch.device, named: str) -> Popula
             "attack.victims=0 signals.view=released_model backend=loop"
         )
     return population
+
+
+def _tampering(config: dict[str, Any], model: nn.Module, pool: ImageSet) -> Tampering | None:
+    """What the active attack `tamper` makes of the models that are sent, or None."""
+    if config["tamper"] is None:
+        return None
+    attack = make(config["tamper"])
+    if not hasattr(attack, "tampering"):
+        raise InputError(f"tamper is {attack.name}, which changes no model; name an active attack, or set tamper=null")
+    if config["signals"]["view"] != MaliciousServer.view:
+        raise InputError("tamper is a malicious server's; set signals.view=malicious_server, or tamper=null")
+    found: Tampering = attack.tampering(model, pool.images, pool.labels)
+    return found
 
 
 def own_code(model: nn.Module) -> str:

@@ -41,7 +41,7 @@ from attacks.base import MembershipAttack, MembershipKnowledge, Shadows
 from attacks.membership.label_only import AugmentationRobustness
 from attacks.membership.observed import Signals
 from attacks.metrics import auc
-from experiments.cell import make
+from experiments.configuration import make
 from experiments.store import circumstances
 from fl_core.checkpoint import write_json, write_text
 from fl_core.errors import InputError, check_number

@@ -53,16 +53,6 @@ def test_every_kind_of_attack_is_listed_with_every_option_of_its_own():
         assert options >= {field.name for field in fields(kind)} - left_out, kind
 
 
-def test_the_other_settings_are_those_of_the_standard_group():
-    standard = load("standard")
-    assert {key: value for key, value in RELEASED.items() if key != "membership"} == {
-        key: value for key, value in standard.items() if key != "membership"
-    }
-    assert RELEASED["audit_with"] in RELEASED["membership"]
-    for name, one in standard["membership"].items():
-        assert make(RELEASED["membership"][name]) == make(one)
-
-
 def test_a_misspelt_option_is_refused():
     with pytest.raises(InputError, match="did you mean 'references'"):
         make({**RELEASED["membership"]["rmia_offline"], "reference": 4})
