@@ -34,7 +34,7 @@ LEAST_TAIL = 1e-280
 
 @dataclass(frozen=True, kw_only=True)
 class BaVarIA:
-    """The log-ratio of an example's posterior predictive densities IN and OUT, of the logit-scaled confidence.
+    """The log-ratio of an example's posterior predictive densities IN and OUT, of query 0's logit-scaled confidence.
 
     On each side σ² ~ InvGamma(ν₀/2, ν₀s₀²/2) and μ|σ² ~ N(μ₀, σ²/κ₀). μ₀ is the mean over examples of their means, s₀²
     the pooled variance within examples, and κ₀ = s₀² over the variance of the true means between examples. ν₀ is

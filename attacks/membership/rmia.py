@@ -27,8 +27,9 @@ LEAST = float(np.finfo(np.float64).tiny)
 
 @dataclass(frozen=True, kw_only=True)
 class RMIA:
-    """Online, Pr(x) is the mean of the mean probabilities IN and OUT, and Pr(z) that of all shadows.
+    """RMIA on query 0, the example as it is.
 
+    Online, Pr(x) is the mean of the mean probabilities IN and OUT, and Pr(z) that of all shadows.
     Offline there is only the mean OUT, p, and Pr = ½((1 + a)p + (1 − a)), for x and z alike: a line in place of the
     unknown mean IN, a·p + (1 − a). `offline_a` is a in [0, 1]; γ is `gamma`. `references` is how many shadows stand
     for each side: an example's first so many OUT shadows and, online, IN shadows, which in a design of complementary
