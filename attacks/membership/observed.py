@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from attacks.base import Floats, Ints, MembershipKnowledge, Shadows
+from attacks.membership.comparing import cosine, standardised
 from attacks.membership.signals import scaled_confidence
 from fl_core.errors import InputError
 from fl_core.views import VIEWS, MaliciousServer, Participant, ReleasedModel, SecureServer, Server
@@ -88,6 +89,11 @@ class ParticipantSignals(Signals):
     layer_norm: Floats
     layer_product: Floats
 
+    @cached_property
+    def step_cosine(self) -> Derived:
+        """Of the step from each model to the next with minus the example's gradient [replicas, rounds, examples]."""
+        return cosine(self.step_product, self.gradient_norm, self.step_norm[..., None])
+
 
 @dataclass(frozen=True, kw_only=True)
 class SecureServerSignals(ParticipantSignals):
@@ -100,6 +106,11 @@ class SecureServerSignals(ParticipantSignals):
     sum_product: Floats
     sum_norm: Floats
     sum_layer_product: Floats
+
+    @cached_property
+    def sum_cosine(self) -> Derived:
+        """Of each round's sum with minus the example's gradient [replicas, rounds, examples]."""
+        return cosine(self.sum_product, self.gradient_norm, self.sum_norm[..., None])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,6 +131,21 @@ class ServerSignals(SecureServerSignals):
     client_layer_product: Floats
     client_confidence: Floats
     took_part: NDArray[np.bool_]
+
+    @cached_property
+    def client_cosine(self) -> Derived:
+        """Of each client's update with minus the example's gradient [replicas, rounds, clients, examples]."""
+        return cosine(self.client_product, self.client_gradient_norm, self.client_norm[..., None])
+
+    @cached_property
+    def client_cosine_apart(self) -> Derived:
+        """By how many standard deviations it is above that of the round's other clients, in the same shape."""
+        return standardised(self.client_cosine)
+
+    @cached_property
+    def client_confidence_apart(self) -> Derived:
+        """The same of the confidence under a client's own model."""
+        return standardised(self.client_confidence)
 
 
 @dataclass(frozen=True, kw_only=True)
