@@ -105,7 +105,7 @@ def played(members: torch.Tensor, data: ImageSet, clients: int, **changes: Any) 
 
 
 def seen_by_server(federated: Federation, view: Any = Server) -> Any:
-    """The signals of all candidates in double precision."""
+    """Play a federation, and read what a view shows of all its candidates."""
     recorder = Recorder(view=view)
     run(federated, recorder)
     return signals_of_run(recorder, federated)

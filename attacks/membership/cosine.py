@@ -21,7 +21,7 @@ from attacks.membership.observed import (
     Signals,
     require_signals,
 )
-from attacks.membership.series import client_cosine, last_round, mean_over_rounds, of_owner, step_cosine, sum_cosine
+from attacks.membership.series import last_round, mean_over_rounds, of_owner
 from fl_core.errors import check_choice
 
 Rounds = Literal["all", "last"]
@@ -58,7 +58,7 @@ class StepCosine(_Cosine):
         """Scores [examples] in [−1, 1]. Raises InputError for a view that does not show the models of rounds."""
         require_signals(self.name, signals, self.needs)
         assert isinstance(signals, ParticipantSignals)
-        return self.over_rounds(step_cosine(signals)[0])
+        return self.over_rounds(signals.step_cosine[0])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,7 +72,7 @@ class SumCosine(_Cosine):
         """Scores [examples] in [−1, 1]. Raises InputError for a view that does not show the sums."""
         require_signals(self.name, signals, self.needs)
         assert isinstance(signals, SecureServerSignals)
-        return self.over_rounds(sum_cosine(signals)[0])
+        return self.over_rounds(signals.sum_cosine[0])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,7 +90,7 @@ class UpdateCosine(_Cosine):
         """Scores [examples] in [−1, 1]. Raises InputError for a view that does not show each update."""
         require_signals(self.name, signals, self.needs)
         assert isinstance(signals, ServerSignals)
-        each = client_cosine(signals)[0].swapaxes(0, 1)  # [clients, rounds, examples]
+        each = signals.client_cosine[0].swapaxes(0, 1)  # [clients, rounds, examples]
         seen = ~np.isnan(each).all(axis=1)
         scores = np.where(seen, self.over_rounds(each), np.nan)
         return np.nan_to_num(of_owner(self.name, scores, knowledge.owners), nan=0.0)

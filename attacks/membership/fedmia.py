@@ -15,8 +15,9 @@ from numpy.typing import NDArray
 from scipy.special import ndtr
 
 from attacks.base import MembershipKnowledge
+from attacks.membership.comparing import standardised
 from attacks.membership.observed import ServerSignals, Signals, require_signals
-from attacks.membership.series import SMALLEST_VARIANCE, against_others, client_cosine, mean_over_rounds, of_owner
+from attacks.membership.series import mean_over_rounds, of_owner
 from attacks.membership.signals import loss
 from fl_core.errors import InputError, check_choice
 
@@ -57,9 +58,11 @@ class FedMIA:
                 f"{self.name} compares a client with two others or more, and no recorded round had more than {most}; "
                 "let more clients take part"
             )
-        with np.errstate(invalid="ignore"):  # of clients that did not take part
-            values = client_cosine(signals)[0] if self.measurement == "cosine" else -loss(signals.client_confidence[0])
-        mean, variance = against_others(values)
-        chances = ndtr((values - mean) / np.sqrt(variance + SMALLEST_VARIANCE)).swapaxes(0, 1)
+        if self.measurement == "cosine":
+            apart = signals.client_cosine_apart[0]
+        else:
+            with np.errstate(invalid="ignore"):  # of clients that did not take part
+                apart = standardised(-loss(signals.client_confidence[0]))
+        chances = ndtr(apart).swapaxes(0, 1)
         scores = mean_over_rounds(chances, nothing=np.nan)  # [clients, examples]
         return np.nan_to_num(of_owner(self.name, scores, knowledge.owners), nan=0.5)

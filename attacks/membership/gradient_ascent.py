@@ -108,6 +108,7 @@ class Ascent:
         device = next(iter(sent.values())).device
         rows = torch.from_numpy(climbs)
         images, labels = self.images[rows].to(device), self.labels[rows].to(device)
+        training = self.model.training
         losses, statistics = ClassificationLosses(self.model), statistics_of(self.model)
         self.model.eval()
         own = {name: value.detach() for name, value in self.model.state_dict().items()}
@@ -122,6 +123,7 @@ class Ascent:
                 slopes = torch.autograd.grad((each * below).sum() / len(labels), list(leaves.values()))
                 for name, slope in zip(names, slopes, strict=True):
                     changed[name][replica] += self.attack.rate * slope
+        self.model.train(training)
         return changed
 
 

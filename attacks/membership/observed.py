@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from scipy.special import expit
 
 from attacks.base import Floats, Ints, MembershipKnowledge, Shadows
+from attacks.membership.comparing import cosine, standardised
 from attacks.membership.entropy import entropy, is_right, modified_entropy
 from attacks.membership.signals import loss, scaled_confidence
 from fl_core.errors import InputError
@@ -115,6 +116,11 @@ class ParticipantSignals(Signals):
     layer_norm: Floats
     layer_product: Floats
 
+    @cached_property
+    def step_cosine(self) -> Derived:
+        """Of the step from each model to the next with minus the example's gradient [replicas, rounds, examples]."""
+        return cosine(self.step_product, self.gradient_norm, self.step_norm[..., None])
+
 
 @dataclass(frozen=True, kw_only=True)
 class SecureServerSignals(ParticipantSignals):
@@ -127,6 +133,11 @@ class SecureServerSignals(ParticipantSignals):
     sum_product: Floats
     sum_norm: Floats
     sum_layer_product: Floats
+
+    @cached_property
+    def sum_cosine(self) -> Derived:
+        """Of each round's sum with minus the example's gradient [replicas, rounds, examples]."""
+        return cosine(self.sum_product, self.gradient_norm, self.sum_norm[..., None])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -147,6 +158,21 @@ class ServerSignals(SecureServerSignals):
     client_layer_product: Floats
     client_confidence: Floats
     took_part: NDArray[np.bool_]
+
+    @cached_property
+    def client_cosine(self) -> Derived:
+        """Of each client's update with minus the example's gradient [replicas, rounds, clients, examples]."""
+        return cosine(self.client_product, self.client_gradient_norm, self.client_norm[..., None])
+
+    @cached_property
+    def client_cosine_apart(self) -> Derived:
+        """By how many standard deviations it is above that of the round's other clients, in the same shape."""
+        return standardised(self.client_cosine)
+
+    @cached_property
+    def client_confidence_apart(self) -> Derived:
+        """The same of the confidence under a client's own model."""
+        return standardised(self.client_confidence)
 
 
 @dataclass(frozen=True, kw_only=True)

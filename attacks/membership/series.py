@@ -22,30 +22,6 @@ UNKNOWN = -1
 """The owner of an example that no client would hold, or that the attacker does not know."""
 
 
-def cosine(products: Floats, lengths: Floats, others: Floats) -> Array:
-    """Products over both lengths, 0 where one is 0; NaN stays."""
-    size = lengths.astype(np.float64) * others
-    found: Array = np.divide(
-        products, size, out=np.zeros(np.broadcast_shapes(products.shape, size.shape)), where=size != 0
-    )
-    return found
-
-
-def step_cosine(signals: ParticipantSignals) -> Array:
-    """Of the step from each model to the next with minus the example's gradient [replicas, rounds, examples]."""
-    return cosine(signals.step_product, signals.gradient_norm, signals.step_norm[..., None])
-
-
-def sum_cosine(signals: SecureServerSignals) -> Array:
-    """Of each round's sum with minus the example's gradient [replicas, rounds, examples]."""
-    return cosine(signals.sum_product, signals.gradient_norm, signals.sum_norm[..., None])
-
-
-def client_cosine(signals: ServerSignals) -> Array:
-    """Of each client's update with minus the example's gradient [replicas, rounds, clients, examples]."""
-    return cosine(signals.client_product, signals.client_gradient_norm, signals.client_norm[..., None])
-
-
 def of_owner(attack: str, values: Floats, owners: Ints | None) -> Array:
     """Of values [..., clients, examples], those of each example's own client [..., examples].
 
@@ -83,23 +59,6 @@ def last_round(values: Floats, nothing: float = 0.0) -> Array:
     last = seen.shape[-2] - 1 - seen[..., ::-1, :].argmax(axis=-2)
     found: Array = np.take_along_axis(values, last[..., None, :], axis=-2)[..., 0, :].astype(np.float64)
     return np.where(seen.any(axis=-2), found, nothing)
-
-
-def against_others(values: Floats, least: int = 2) -> tuple[Array, Array]:
-    """For each client's value [..., clients, examples], the mean and the variance of the other clients'.
-
-    NaN where fewer than `least` others are there. The variance divides by their number.
-    """
-    seen = ~np.isnan(values)
-    filled = np.where(seen, values, 0.0).astype(np.float64)
-    count = seen.sum(axis=-2, keepdims=True) - seen
-    # Around a value near all of them, so that little is lost to rounding when squares are subtracted.
-    middle = filled.sum(axis=-2, keepdims=True) / np.maximum(seen.sum(axis=-2, keepdims=True), 1)
-    apart = np.where(seen, filled - middle, 0.0)
-    divisor = np.where(count >= least, count, np.nan)
-    mean = (apart.sum(axis=-2, keepdims=True) - apart) / divisor
-    square = ((apart**2).sum(axis=-2, keepdims=True) - apart**2) / divisor
-    return mean + middle, np.maximum(square - mean**2, 0.0)
 
 
 def loss_series(signals: ParticipantSignals) -> Array:
@@ -140,7 +99,7 @@ def series(attack: str, name: str, signals: Signals, owners: Ints | None = None)
     """The series `name` [replicas, rounds, examples], of the queries in place of rounds for `confidence`.
 
     Lengths are logarithms, so that they are more like Gaussians. The two that end in `apart` say by how many standard
-    deviations a client differs from the others of its round. Raises InputError for an unknown name.
+    deviations a client is above the others of its round. Raises InputError for an unknown name.
     """
     kind = narrowest(name)
     if name == "confidence":
@@ -150,21 +109,17 @@ def series(attack: str, name: str, signals: Signals, owners: Ints | None = None)
     if name in ("gradient_norm", "layer_norm"):
         lengths: Array = np.log(np.maximum(getattr(signals, name).astype(np.float64), SMALLEST_LENGTH))
         return lengths
-    if name == "step_cosine":
-        return step_cosine(signals)
-    if isinstance(signals, SecureServerSignals) and name == "sum_cosine":
-        return sum_cosine(signals)
-    if not isinstance(signals, ServerSignals) or not name.startswith("client_"):
-        found: Array = np.asarray(getattr(signals, name), dtype=np.float64)
-        return found
-    bare = name.removesuffix("_apart")
-    values = client_cosine(signals) if bare == "client_cosine" else getattr(signals, bare)
-    if name != bare:
-        mean, variance = against_others(values)
-        values = (values - mean) / np.sqrt(variance + SMALLEST_VARIANCE)
-    return of_owner(attack, values, owners)
+    if kind is ServerSignals:
+        return of_owner(attack, getattr(signals, name), owners)
+    values: Array = np.asarray(getattr(signals, name), dtype=np.float64)
+    return values
+
+
+def derive(signals: Signals) -> None:
+    """Compute now, for all replicas at once, what attacks derive from signals; `select` takes it along."""
+    for names in (names for kind, names in SERIES.items() if isinstance(signals, kind)):
+        for name in names:
+            getattr(signals, name)
 
 
 SMALLEST_LENGTH = 1e-30
-SMALLEST_VARIANCE = 1e-8
-"""Added to the variance of the other clients, as by Zhu et al. (2025)."""

@@ -130,6 +130,8 @@ def measure(train: str, test: str, replicas: int, many: int, seed: int, epsilons
 def markdown(record: dict[str, Any]) -> str:
     """The page for people, from the record alone."""
     hardware = record["hardware"]
+    # A record has the views that there were when it was made.
+    views = [view for view in VIEWS if all(view in found["guarantees"] for found in record["points"])]
     lines = [
         "# Client-level differential privacy on MNIST\n",
         f"Made by `{record['command']}` at revision {record['revision']}, on {hardware['processor']}, "
@@ -140,14 +142,14 @@ def markdown(record: dict[str, Any]) -> str:
         f"{record['replicas']} replicas. ε is for one client, against the view that the mechanism is made for.\n",
         *_accuracies(record["points"]),
         "\nThe ε that each spends against each view; a dash is no guarantee.\n",
-        f"| mechanism | ε | noise multiplier | {' | '.join(view.replace('_', ' ') for view in VIEWS)} |",
-        "| --- | --- | --- | --- | --- | --- | --- |",
+        f"| mechanism | ε | noise multiplier | {' | '.join(view.replace('_', ' ') for view in views)} |",
+        "|" + " --- |" * (3 + len(views)),
     ]
     for found in record["points"]:
         name = "none" if found["mechanism"] == "none" else MECHANISMS[found["mechanism"]][0]
         noise = "–" if found["noise_multiplier"] is None else f"{found['noise_multiplier']:.3f}"
         epsilon = "∞" if found["epsilon"] is None else f"{found['epsilon']:g}"
-        promised = ["–" if one is None else f"{one:.2f}" for one in map(found["guarantees"].get, VIEWS)]
+        promised = ["–" if one is None else f"{one:.2f}" for one in map(found["guarantees"].get, views)]
         lines.append(f"| {name} | {epsilon} | {noise} | " + " | ".join(promised) + " |")
     lines += ["", "What is accounted, at the largest ε, against the view that each is made for:\n"]
     largest = max(found["epsilon"] for found in record["points"] if found["epsilon"] is not None)

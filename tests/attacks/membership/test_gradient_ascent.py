@@ -13,10 +13,11 @@ from sklearn.datasets import load_digits
 from torch.func import functional_call
 
 from attacks.base import MembershipKnowledge
-from attacks.membership.cosine import StepCosine, SumCosine
+from attacks.membership.cosine import StepCosine, SumCosine, UpdateCosine
+from attacks.membership.fedmia import FedMIA
 from attacks.membership.gradient_ascent import GradientAscent
 from attacks.membership.loss_series import ConfidenceTrend, LossSeries
-from attacks.membership.observed import MaliciousServerSignals, SecureServerSignals, ServerSignals, Signals
+from attacks.membership.observed import KINDS, MaliciousServerSignals, SecureServerSignals, ServerSignals, Signals
 from attacks.membership.reading import narrow
 from attacks.membership.signals import loss
 from attacks.membership.threshold import LossThreshold
@@ -135,3 +136,12 @@ def test_every_other_view_is_refused(kind: type[Signals]):
     signals, _, _ = by_hand(1, 9, gain=1.0, seed=5)
     with pytest.raises(InputError, match="gradient ascent needs the view malicious_server; it was given"):
         GradientAscent().run(narrow(signals, kind), NOTHING)
+
+
+@pytest.mark.parametrize("attack", [UpdateCosine(), FedMIA()], ids=lambda attack: attack.name)
+def test_a_malicious_server_that_sees_sums_alone_does_not_see_each_update(attack: Any):
+    signals, _ = malicious(1, 9, gain=1.0, seed=6)
+    assert KINDS["malicious_server"] is MaliciousServerSignals
+    assert np.isfinite(SumCosine().run(signals, NOTHING)).all()
+    with pytest.raises(InputError, match=f"{attack.name} needs the view server; it was given malicious_server"):
+        attack.run(signals, NOTHING)

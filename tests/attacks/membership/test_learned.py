@@ -18,7 +18,7 @@ from attacks.membership.lira import LiRA, lira_scores
 from attacks.membership.loss_series import LossSeries
 from attacks.membership.observed import KINDS, ServerSignals, Signals
 from attacks.membership.reading import narrow
-from attacks.membership.series import SERIES, narrowest, series
+from attacks.membership.series import SERIES, derive, narrowest, series
 from attacks.membership.white_box import WhiteBox
 from attacks.metrics import auc
 from fl_core.algorithms.fedavg import FedAvg
@@ -212,3 +212,14 @@ def test_the_combination_is_no_worse_than_the_best_single_attack_of_its_view():
             found[attack.name] = float(np.mean(scores))
         so_far = max(so_far, *(found[attack.name] for attack in attacks))
         assert found[f"all signals of {view}"] > so_far - 0.02
+
+
+def test_what_is_derived_once_serves_every_selection_with_the_same_numbers():
+    signals, members, owners = by_hand(5, 60, gain=1.0, seed=25, rounds=2, rate=0.8)
+    fresh, knowledge = last_of(signals, members, owners)
+    attack = Combined(view="server")
+    scores = attack.run(fresh, knowledge)
+    derive(signals)
+    target, knowledge = last_of(signals, members, owners)
+    assert "client_cosine_apart" in vars(target)
+    np.testing.assert_allclose(attack.run(target, knowledge), scores, atol=1e-9)
