@@ -18,9 +18,12 @@ from attacks.membership.population import Population, estimate
 from fl_core.errors import InputError, check_choice, check_number
 from fl_core.models import ClassificationLosses
 from fl_core.optimizers import Tree
-from fl_core.per_example import example_gradients
+from fl_core.per_example import stacked_example_gradients
 from fl_core.rules import Outer
 from fl_core.views import Participant, ReleasedModel, SecureServer, require_view
+
+AT_ONCE = 10_000_000
+"""Numbers that public examples' gradients may take in memory."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -166,21 +169,26 @@ def _whitened(attack: str, knowledge: RecordKnowledge, sent: Tree, added: Tensor
     """C⁻¹u and the mean m of what others add, both [replicas, parameters]; each replica's model has its own."""
     images, labels = _public(attack, knowledge, 8)
     weights, means = [], []
-    for row, mine in enumerate(added):
-        crowd = clipped(gradients(knowledge.model, {name: value[row] for name, value in sent.items()}, images, labels),
-                        knowledge.clip_norm)  # fmt: skip
-        crowd = -knowledge.weight * crowd
-        split = len(crowd) * 3 // 4
-        population: Population = estimate(crowd[:split], crowd[split:])
-        means.append(knowledge.others * population.mean)
-        weights.append(population.solve(mine.unsqueeze(0), max(knowledge.others, 1e-12), knowledge.noise)[0])
+    at_once = max(1, AT_ONCE // (len(images) * added.shape[1]))
+    for start in range(0, len(added), at_once):
+        part = slice(start, start + at_once)
+        crowds = gradients(knowledge.model, {name: value[part] for name, value in sent.items()}, images, labels)
+        for mine, crowd in zip(added[part], crowds, strict=True):
+            each = -knowledge.weight * clipped(crowd, knowledge.clip_norm)
+            split = len(each) * 3 // 4
+            population: Population = estimate(each[:split], each[split:])
+            means.append(knowledge.others * population.mean)
+            weights.append(population.solve(mine.unsqueeze(0), max(knowledge.others, 1e-12), knowledge.noise)[0])
     return torch.stack(weights), torch.stack(means)
 
 
-def gradients(model: nn.Module, parameters: Tree, images: Tensor, labels: Tensor) -> Tensor:
-    """Each example's gradient [examples, parameters] at one model's `parameters` [...], float64."""
-    found = example_gradients(ClassificationLosses(model), parameters, (images, labels))
-    return flat({name: value.whole() if isinstance(value, Outer) else value for name, value in found.items()}).detach()
+def gradients(model: nn.Module, models: Tree, images: Tensor, labels: Tensor) -> Tensor:
+    """Each example's gradient [models, examples, parameters] at each of the `models` [models, ...], float64."""
+    count = len(next(iter(models.values())))
+    stacked = images.expand(count, *images.shape), labels.expand(count, -1)
+    found = stacked_example_gradients(ClassificationLosses(model), models, stacked)
+    whole = {name: value.whole() if isinstance(value, Outer) else value for name, value in found.items()}
+    return flat(whole, 2).detach()
 
 
 def clipped(rows: Tensor, norm: float | None) -> Tensor:

@@ -6,12 +6,13 @@ round; `verdicts` names the likeliest.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from scipy.stats import norm
 from torch import Tensor, nn
 
 from attacks.base import Floats
@@ -36,7 +37,7 @@ class SourceKnowledge:
 
     `images` [replicas, records, channels, height, width] in [0, 1] and `labels` [replicas, records] are the records,
     each of one of `clients`. `label_shares` [replicas, clients, classes] say what labels each client holds, where that
-    is known.
+    is known. `public_images` [public, channels, height, width] and `public_labels` [public] are nobody's.
     """
 
     model: nn.Module
@@ -44,6 +45,8 @@ class SourceKnowledge:
     labels: Tensor
     clients: int
     label_shares: Floats | None = None
+    public_images: Tensor | None = None
+    public_labels: Tensor | None = None
 
     def __post_init__(self) -> None:
         check_number("clients", self.clients, minimum=1, integer=True)
@@ -109,6 +112,48 @@ class UpdateCosine:
 
 
 @dataclass(frozen=True, kw_only=True)
+class CalibratedCosine:
+    """The label prior, and on top of it how far the record's cosine stands out among public examples of its label.
+
+    The score is log π − log(1 − Φ(z)): π is the label's share at the client (the same for all where shares are not
+    known), and z the update's cosine with the record, standardised by its mean over public examples of the label and
+    its standard deviation around these means. That a client holds the label makes all cosines of the label large, so
+    what is left is about the record. The one-sided ratio is that of offline LiRA (Carlini et al. 2022, eq. 4).
+    """
+
+    name: ClassVar[str] = "calibrated cosine"
+    needs: ClassVar[type[Server]] = Server
+
+    def run(self, observation: ReleasedModel, knowledge: SourceKnowledge) -> Scores:
+        """Scores [replicas, records, clients] in nats. Raises InputError without public examples of every label."""
+        require_view(self.name, observation, self.needs)
+        images, labels = knowledge.public_images, knowledge.public_labels
+        missing = set(knowledge.labels.unique().tolist()) - set([] if labels is None else labels.unique().tolist())
+        if images is None or labels is None or missing:
+            raise InputError(
+                f"{self.name} needs public examples of every label, and has none of {sorted(missing)}; give more"
+            )
+        replicas = len(knowledge.labels)
+        crowd = replace(
+            knowledge, images=images.expand(replicas, *images.shape), labels=labels.expand(replicas, -1).contiguous()
+        )
+        own, others = (UpdateCosine().run(observation, told) for told in (knowledge, crowd))
+        kinds = labels.cpu().numpy()
+        asked = np.isfinite(own)  # a client that was never asked tells nothing of anybody
+        others = np.where(np.isfinite(others), others, 0.0)
+        means = np.stack([others[:, kinds == kind].mean(1) if (kinds == kind).any() else others[:, 0] * 0
+                          for kind in range(int(kinds.max()) + 1)], 1)  # fmt: skip
+        freedom = max(len(kinds) - len(np.unique(kinds)), 1)
+        spread = np.sqrt(((others - means[:, kinds]) ** 2).sum(1, keepdims=True) / freedom)
+        usual = np.take_along_axis(means, knowledge.labels.cpu().numpy()[:, :, None], 1)
+        z = np.where(asked, (np.where(asked, own, 0.0) - usual) / np.maximum(spread, 1e-12), -np.inf)
+        with np.errstate(divide="ignore"):
+            prior = 0.0 if knowledge.label_shares is None else np.log(_prior(knowledge))
+        scores: Scores = prior - norm.logsf(z)
+        return scores
+
+
+@dataclass(frozen=True, kw_only=True)
 class WithAndWithout:
     """Under secure aggregation: whose presence makes the sums lean towards the record?
 
@@ -163,8 +208,13 @@ class BlindSource:
             raise InputError(
                 f"{self.name} needs each client's label shares, and the attacker has none; give label_shares"
             )
-        shares = np.asarray(knowledge.label_shares, dtype=np.float64)
-        return np.stack([own[:, labels].T for own, labels in zip(shares, knowledge.labels.numpy(), strict=True)])
+        return _prior(knowledge)
+
+
+def _prior(knowledge: SourceKnowledge) -> Scores:
+    """The share of each record's label at each client [replicas, records, clients]."""
+    shares = np.asarray(knowledge.label_shares, dtype=np.float64)
+    return np.stack([own[:, labels].T for own, labels in zip(shares, knowledge.labels.cpu().numpy(), strict=True)])
 
 
 def verdicts(scores: Scores) -> NDArray[np.float64]:

@@ -147,8 +147,8 @@ def test_clipping_shortens_what_is_too_long_and_nothing_else():
 
 def test_examples_gradients_average_to_the_descent_direction():
     data, model = pictures(), initial_parameters(NET, 0)
-    each = gradients(NET, model, data.images, data.labels)
     stacked = {name: value[None] for name, value in model.items()}
+    each = gradients(NET, stacked, data.images, data.labels)[0]
     mean = descents(NET, stacked, data.images[None], data.labels[None])[0]
     assert torch.allclose(each.mean(0), -mean, atol=1e-6)
 

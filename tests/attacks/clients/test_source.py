@@ -11,6 +11,7 @@ import torch
 
 from attacks.clients.source import (
     BlindSource,
+    CalibratedCosine,
     SmallestLoss,
     SourceKnowledge,
     UpdateCosine,
@@ -85,6 +86,31 @@ def test_a_server_of_small_cohorts_learns_the_same_from_the_rounds_in_which_a_cl
         assert right[asked].mean() > 0.9
 
 
+def with_public(known: SourceKnowledge, shares: np.ndarray | None = None) -> SourceKnowledge:
+    public = pictures(seed=4)
+    images = public.images / public.images.flatten(1).norm(dim=1).view(-1, 1, 1, 1)
+    return dataclasses.replace(known, public_images=images, public_labels=public.labels, label_shares=shares)
+
+
+def test_against_public_examples_of_its_label_a_record_stands_out_at_its_owner():
+    seen, known = one_example_each(Server)
+    scores = CalibratedCosine().run(seen, with_public(known))
+    assert (scores.argmax(2) == np.arange(CLIENTS)).all()
+
+
+def test_a_client_that_holds_none_of_the_label_is_never_named_and_a_record_of_nobody_goes_by_the_prior():
+    seen, known = one_example_each(Server)
+    shares = np.full((2, CLIENTS, 3), 1 / 3)
+    shares[:, 5] = 0
+    assert (CalibratedCosine().run(seen, with_public(known, shares))[:, :, 5] == -np.inf).all()
+    nobodys = pictures(seed=8)
+    images = nobodys.images / nobodys.images.flatten(1).norm(dim=1).view(-1, 1, 1, 1)
+    stranger = dataclasses.replace(with_public(known), images=images.expand(2, -1, -1, -1, -1),
+                                   labels=nobodys.labels.expand(2, -1))  # fmt: skip
+    # −log(1 − Φ(z)) of a standard normal z has mean 1; 24 strangers at 12 clients, wide for their dependence.
+    assert CalibratedCosine().run(seen, stranger).mean() == pytest.approx(1, abs=0.25)
+
+
 def test_sums_over_changing_cohorts_name_the_source_and_sums_over_everybody_do_not():
     # The model hardly moves, so that sums are linear in who takes part: 40 rounds for 12 clients solve for each.
     seen, known = one_example_each(SecureServer, rounds=40, participation=Uniform(6))
@@ -127,6 +153,9 @@ def test_the_label_prior_names_who_holds_most_of_the_label_and_ties_are_shared()
         ),
         (UpdateCosine(), Participant, "needs the view server; it was given participant"),
         (UpdateCosine(), ReleasedModel, "needs the view server; it was given released_model"),
+        (CalibratedCosine(), SecureServer, "needs the view server; it was given secure_server"),
+        (CalibratedCosine(), Participant, "needs the view server; it was given participant"),
+        (CalibratedCosine(), ReleasedModel, "needs the view server; it was given released_model"),
         (WithAndWithout(), Participant, "needs the view secure_server; it was given participant"),
         (WithAndWithout(), ReleasedModel, "needs the view secure_server; it was given released_model"),
     ],
@@ -146,5 +175,7 @@ def test_what_does_not_fit_is_refused_in_words():
     few = SourceKnowledge(model=known.model, images=known.images, labels=known.labels, clients=3)
     with pytest.raises(InputError, match="client 11 sent an update, but the attacker knows of 3 clients"):
         UpdateCosine().run(seen, few)
+    with pytest.raises(InputError, match=r"needs public examples of every label, and has none of \[0, 1, 2\]"):
+        CalibratedCosine().run(seen, known)
     with pytest.raises(InputError, match="ridge is 0"):
         WithAndWithout(ridge=0)
