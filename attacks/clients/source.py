@@ -12,7 +12,7 @@ from typing import ClassVar
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from scipy.stats import norm
+from scipy.special import logsumexp
 from torch import Tensor, nn
 
 from attacks.base import Floats
@@ -29,6 +29,9 @@ from attacks.clients.evidence import (
 from attacks.membership.signals import loss
 from fl_core.errors import InputError, check_number
 from fl_core.views import ReleasedModel, SecureServer, Server, require_view
+
+SHIFTS = np.linspace(0, 6, 61)
+"""How far an owner may stand out, in standard deviations of public examples."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,10 +118,12 @@ class UpdateCosine:
 class CalibratedCosine:
     """The label prior, and on top of it how far the record's cosine stands out among public examples of its label.
 
-    The score is log π − log(1 − Φ(z)): π is the label's share at the client (the same for all where shares are not
-    known), and z the update's cosine with the record, standardised by its mean over public examples of the label and
-    its standard deviation around these means. That a client holds the label makes all cosines of the label large, so
-    what is left is about the record. The one-sided ratio is that of offline LiRA (Carlini et al. 2022, eq. 4).
+    The score is log π + δz − δ²/2, the log posterior for Gaussians of unit variance: π is the label's share at the
+    client (the same for all where shares are not known), and z the update's cosine with the record, standardised by its
+    mean over public examples of the label and its standard deviation around these means. That a client holds the label
+    makes all cosines of the label large, so what z says is about the record. How far owners stand out, δ, is the
+    replica's own likeliest one, given that each record is somebody's; where z says nothing it is near 0, and the prior
+    is left.
     """
 
     name: ClassVar[str] = "calibrated cosine"
@@ -146,10 +151,13 @@ class CalibratedCosine:
         freedom = max(len(kinds) - len(np.unique(kinds)), 1)
         spread = np.sqrt(((others - means[:, kinds]) ** 2).sum(1, keepdims=True) / freedom)
         usual = np.take_along_axis(means, knowledge.labels.cpu().numpy()[:, :, None], 1)
-        z = np.where(asked, (np.where(asked, own, 0.0) - usual) / np.maximum(spread, 1e-12), -np.inf)
+        z = np.where(asked, (np.where(asked, own, 0.0) - usual) / np.maximum(spread, 1e-12), 0.0)
         with np.errstate(divide="ignore"):
-            prior = 0.0 if knowledge.label_shares is None else np.log(_prior(knowledge))
-        scores: Scores = prior - norm.logsf(z)
+            prior = np.log(np.ones_like(z) / knowledge.clients if knowledge.label_shares is None else _prior(knowledge))
+        ratios = SHIFTS[:, None, None, None] * z - np.where(asked, SHIFTS[:, None, None, None] ** 2 / 2, 0.0)
+        posteriors = prior + ratios
+        best = logsumexp(posteriors, axis=3).sum(2).argmax(0)
+        scores: Scores = posteriors[best, np.arange(replicas)]
         return scores
 
 

@@ -1,7 +1,7 @@
 """What a federation tells of its clients, beyond who its examples are: four questions, each by view and by defence.
 
-- `participation`: did this client take part? Each client is enrolled in a replica by its own fair coin. The attacker has
-  the client's own records, or as many others of its distribution, and shadow federations of the same clients.
+- `participation`: did this client take part? Each client is enrolled in a replica by its own fair coin. The attacker
+  has the client's own records, or as many others of its distribution, and shadow federations of the same clients.
 - `source`: a record is one of the clients'; whose? Cohorts are drawn anew in every round.
 - `properties`: what share of each class does a client, or the cohort, hold? Shadow clients hold other data.
 - `existence`: does one record exist anywhere in the federation? It is the only one of its class, or an ordinary one.
@@ -37,13 +37,13 @@ QUESTIONS: dict[str, tuple[Measure, tuple[str, ...]]] = {
 
 @dataclass(frozen=True, kw_only=True)
 class ClientQuestions(Study):
-    """`questions` are asked with each number of `clients` without a defence, and at each of `epsilons` with `at` clients.
+    """`questions` are asked with each of `clients` and no defence, and with `at` clients at each of `epsilons`.
 
-    A client holds `examples` records whose labels it draws from a Dirichlet(`alpha`) distribution of its own, and trains
-    in `rounds` rounds at `lr`, for `local_epochs` in Poisson batches of `batch_size`. The attacker has `shadows` replicas
-    of its own and `public` examples; `replicas` are attacked, `worlds` of them where one record exists or not. `rare` is
-    the class whose one record is asked for. `clip_norm` is that of an example's gradient under DP-SGD, `update_clip`
-    that of a client's update under DP-FedAvg, both at `delta`.
+    A client holds `examples` records, whose labels it draws from a Dirichlet(`alpha`) distribution of its own, and
+    trains in `rounds` rounds at `lr`, for `local_epochs` in Poisson batches of `batch_size`. The attacker has `shadows`
+    replicas of its own and `public` examples; `replicas` are attacked, and `worlds` where one record exists or not.
+    `rare` is the class whose one record is asked for. `clip_norm` is that of an example's gradient under DP-SGD,
+    `update_clip` that of a client's update under DP-FedAvg, both at `delta`.
     """
 
     questions: Sequence[str]

@@ -94,7 +94,7 @@ def _enrolled(played: Played, clients: int) -> Bools:
 
 
 def source(study: ClientQuestions, setting: Setting, point: Values) -> Values:
-    """The share of records whose client is named, one record a client. Half of the clients, drawn anew, come a round."""
+    """The share of records whose client is named, one a client. Half of the clients come a round, drawn anew."""
     pool, test, clients = setting.pool.to(setting.device), setting.test.to(setting.device), point["clients"]
     replicas = range(study.replicas)
     rows = dealt_replicas(pool.labels, study, clients, replicas, "holdings", setting.seed)
@@ -111,7 +111,8 @@ def source(study: ClientQuestions, setting: Setting, point: Values) -> Values:
     )
     found = []
     for attack, view in (
-        (SmallestLoss(), "server"), (UpdateCosine(), "server"), (CalibratedCosine(), "server"), (WithAndWithout(), "secure_server"),
+        (SmallestLoss(), "server"), (UpdateCosine(), "server"), (CalibratedCosine(), "server"),
+        (WithAndWithout(), "secure_server"),
         (BlindSource(), BLIND),
     ):  # fmt: skip
         named = verdicts(attack.run(target.seen, knowledge))
@@ -192,7 +193,7 @@ def _existence(study: ClientQuestions, setting: Setting, point: Values, kind: st
     there[:, 0, -1] = exists
     target = play(study, setting, point, pool, rows, replicas, view=Server, participation=Everyone(), there=there)
     known = torch.nonzero((test.labels != study.rare) | (not rare)).flatten()[: study.public]
-    defense, steps = target.federation.defense, target.federation.algorithm.sampler.steps(study.examples)
+    defense, steps = target.defense, target.federation.algorithm.sampler.steps(study.examples)
     noise, clip = 0.0, None
     if isinstance(defense, DPSGD):
         assert defense.noise_multiplier is not None
@@ -262,10 +263,9 @@ def _accuracy(played: Played) -> Values:
 
 def _ceiling(played: Played, view: str, unit: Any) -> Values:
     """The most that the defence's guarantee to `unit` allows as an AUC of `view`; None where it gives none."""
-    federation = played.federation
-    if view == BLIND or not federation.defense.private:
+    if view == BLIND or not played.defense.private:
         return {"ceiling": None}
-    stated = federation.defense.guarantee(view, unit, federation.plan)
+    stated = played.defense.guarantee(view, unit, played.federation.plan)
     if not isinstance(stated, PrivacyStatement) or stated.mechanism is None:
         return {"ceiling": None}
     return {"ceiling": stated.mechanism.trade_off().auc()}

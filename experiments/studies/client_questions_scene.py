@@ -82,9 +82,10 @@ def dealt_replicas(
 
 @dataclass(frozen=True, kw_only=True)
 class Played:
-    """A federation after its rounds, what the widest view of interest showed, and its models' test accuracy."""
+    """A federation after its rounds, its defence, what the widest view showed, and its models' test accuracy."""
 
     federation: Federation
+    defense: Defense
     seen: SecureServer
     accuracy: Tensor
 
@@ -127,6 +128,7 @@ def play(
         whole = torch.zeros(count, count, size, dtype=torch.bool)
         whole[torch.arange(count), torch.arange(count)] = members
         members = whole.flatten(1)
+    defense = defense_of(study, point)
     model = setting.make("model", shape=examples.shape, classes=len(examples.classes)).to(setting.device)
     federation = Federation(
         model=model,
@@ -135,18 +137,18 @@ def play(
         members=members,
         sizes=torch.full((clients,), study.examples),
         algorithm=FedAvg(sampler=Poisson(batch_size=study.batch_size, local_epochs=study.local_epochs), lr=study.lr),
-        defense=defense_of(study, point),
+        defense=defense,
         rounds=study.rounds,
         run=seed(setting.seed, f"client questions {point['question']}"),
         replica_ids=replicas,
         participation=participation,
         backend="vmap",
     )
-    federation = dataclasses.replace(federation, defense=federation.defense.prepare(federation.plan))
+    defense = defense.prepare(federation.plan)
+    federation = dataclasses.replace(federation, defense=defense)
     recorder = Recorder(view)
     state = run(federation, recorder)
     seen = recorder.observation()
     assert isinstance(seen, SecureServer)
-    return Played(
-        federation=federation, seen=seen, accuracy=accuracy(model, state.model, setting.test.to(setting.device))
-    )
+    score = accuracy(model, state.model, setting.test.to(setting.device))
+    return Played(federation=federation, defense=defense, seen=seen, accuracy=score)

@@ -22,8 +22,8 @@ UNITS = {None: "", "example": " an example (DP-SGD)", "client": " a client (DP-F
 def table(records: Sequence[Values]) -> str:
     """Markdown: values with 95% intervals over replicas, and after a slash the most that the guarantee allows."""
     parts = [
-        "Brackets are 95% intervals over replicas; after a slash, the ceiling that the guarantee of ε puts on that view. "
-        "Blind baselines never see a model.\n"
+        "Brackets are 95% intervals over replicas; after a slash, the ceiling that the guarantee of ε puts on that "
+        "view. Blind baselines never see a model.\n"
     ]
     for question, (heading, words) in HEADINGS.items():
         mine = [record for record in records if record["question"] == question]

@@ -19,7 +19,7 @@ from tests.experiments.conftest import SWEEP, TINY
         (["defense=dp_sgd", "defense.epslion=3"], "did you mean epsilon?"),
         (["defense.epsilon=3"], "choose defense= one of clip, composed, dp_fedavg"),
         (["defense=dp_sdg"], "did you mean dp_sgd?"),
-        (["experiment=leakage"], "allowed: alice_and_bob, audit_canaries, leakage_vs_epsilon"),
+        (["experiment=leakage"], "allowed: alice_and_bob, audit_canaries, client_questions, leakage_vs_epsilon"),
         (["defense=dp_sgd", "defense.epsilon=-1"], "it must be a number above 0 or inf"),
         (["defense=dp_sgd", "defense.epsilon=1e9"], "500"),
         (["defense=dp_sgd", "defense.delta=0.1"], "defense.delta is 0.1"),
