@@ -76,8 +76,9 @@ class ClientQuestions(Study):
             check_number("an entry of study.clients (or study.at)", count, minimum=2, integer=True)
         for epsilon in self.epsilons:
             check_number("an entry of study.epsilons", epsilon, minimum=0.05, maximum=500)
-        if not self.clients:
-            raise InputError("study.clients is empty; name at least one number of clients")
+        for name in ("questions", "clients", "epsilons"):
+            if not getattr(self, name):
+                raise InputError(f"study.{name} is empty; name at least one")
         for name, minimum in (
             ("examples", 1), ("rounds", 1), ("local_epochs", 1), ("batch_size", 1), ("shadows", 8), ("replicas", 8),
             ("worlds", 8), ("public", 8), ("rare", 0), ("resamples", 100),

@@ -181,6 +181,7 @@ def test_the_study_runs_from_the_command_line_and_is_the_same_with_two_workers(h
         (["study.questions=[who]"], "an entry of study.questions is 'who'; allowed: existence, participation"),
         (["study.clients=[1]"], "an entry of study.clients (or study.at) is 1"),
         (["study.clients=[]"], "study.clients is empty"),
+        (["study.epsilons=[]"], "study.epsilons is empty"),
         (["study.epsilons=[0]"], "an entry of study.epsilons is 0"),
         (["study.shadows=2"], "study.shadows is 2"),
         (["study.batch_size=9"], "study.batch_size is 9, but a client holds 6 examples"),
