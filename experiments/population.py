@@ -180,7 +180,7 @@ def build(config: Mapping[str, Any], device: torch.device, named: str) -> Popula
             "lower it or give the clients more"
         )
     hashed = {name: value for name, value in config.items() if name not in FREE + ASKED}
-    hashed |= {"device": named, "model code": own_code(model)}
+    hashed |= {"device": named, "model code": own_code(model), "what is read": fields_of(config["signals"]["view"])}
     first = config["first_replica"]
     numbers = range(first, first + config["replicas"])
     population = Population(
@@ -212,6 +212,11 @@ def build(config: Mapping[str, Any], device: torch.device, named: str) -> Popula
             "attack.victims=0 signals.view=released_model backend=loop"
         )
     return population
+
+
+def fields_of(view: str) -> list[str]:
+    """The names of all that is read through a view: replicas that an older Mirage read less of are read again."""
+    return sorted(field.name for field in dataclasses.fields(KINDS[view]))
 
 
 def _tampering(config: dict[str, Any], model: nn.Module, pool: ImageSet) -> Tampering | None:
