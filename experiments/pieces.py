@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from attacks.base import MembershipKnowledge, Shadows
 from attacks.membership.observed import Signals
 from attacks.membership.reading import narrow
+from attacks.membership.series import derive
 from experiments import replicas
 from experiments.cell import Cell
 from fl_core.checkpoint import load_tensors
@@ -78,7 +79,8 @@ class Gallery:
             targets = narrow(self.targets, kind)
             shadows = targets if self.shadows is self.targets else narrow(self.shadows, kind)
             for one in (targets, shadows):
-                _ = one.confidence, one.public_logits is None or one.public_confidence
+                derive(one)
+                _ = one.public_logits is None or one.public_confidence
             self._narrowed[kind] = (targets, shadows)
         return self._narrowed[kind]
 
