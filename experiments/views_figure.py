@@ -16,6 +16,9 @@ from experiments.scoring import Row
 from fl_core.views import VIEWS
 
 STYLES = ((BLUE, "o"), (ORANGE, "D"), (GREEN, "^"), (PURPLE, "s"), (SKY, "v"), ("#E69F00", "P"), ("black", "*"))
+SPREAD = 0.56
+"""Between the first and the last attack at one ε at most, in decades."""
+
 WORDS = {
     "released_model": "released model",
     "participant": "participant",
@@ -52,6 +55,8 @@ def by_view(cells: Sequence[CellResult], title: str, group: str, metric: str = "
                 mine = [cell for cell in cells if cell.variant == variant]
                 mark_axis(panel, mine, WORDS[view] if across == 0 else "", variant if down == 0 else "")
                 _panel(panel, mine, view, names, group, metric)
+                at = positions(mine)[0]
+                panel.set_xlim(at.min() - 0.4, at.max() + 0.4)
                 if down == len(views) - 1:
                     panel.set_xlabel("ε (∞: no noise)")
             # The last column that has lines tells their names, beside it.
@@ -86,10 +91,13 @@ def _panel(panel: Axes, cells: Sequence[CellResult], view: str, names: Sequence[
             color=GREY,
         )
         panel.set_facecolor("0.96")
+        for bar in list(panel.lines):
+            bar.remove()
         return
     for number, name in enumerate([*seeing, *blind]):
         color, marker = STYLES[number % len(STYLES)] if name in seeing else (GREY, "x+1"[blind.index(name) % 3])
-        shift = 0.08 * (number - (len(names) - 1) / 2)
+        apart = min(SPREAD / max(len(names) - 1, 1), 0.12)
+        shift = apart * (number - (len(names) - 1) / 2)
         style = "-" if name in seeing else ":"
         line(
             panel, cells, lambda cell, name=name: _row(cell, name, group, metric),  # type: ignore[misc]
