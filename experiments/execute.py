@@ -34,7 +34,10 @@ def execute(cell: Cell, label: str = "", wait: bool = False) -> Path:
     """
     name = label or cell.config["name"]
 
-    def work(pieces: Path, final: Path) -> None:
+    final = store.RUNS / cell.hash
+
+    def work(pieces: Path) -> None:
+        cell.executor.connect()
         began = time.perf_counter()
         for number, population in enumerate(cell.populations):
             its = f"{name}, shadows" if number else name
@@ -42,7 +45,7 @@ def execute(cell: Cell, label: str = "", wait: bool = False) -> Path:
         workers = _work(cell, pieces, name)
         _seal(cell, pieces, final, time.perf_counter() - began, workers)
 
-    final = store.run_once(cell.hash, cell.executor.connect, work, wait, store.CELL)
+    store.run_once(final, work, wait, store.CELL)
     for population in cell.populations:
         store.load(store.RUNS / population.hash, store.REPLICAS)
     return final

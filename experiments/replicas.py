@@ -112,12 +112,16 @@ def populate(population: Population, executor: Executor, task: Callable[..., Non
     population's folder; raises as `store.run_once`.
     """
 
-    def work(pieces: Path, final: Path) -> None:
+    final = store.RUNS / population.hash
+
+    def work(pieces: Path) -> None:
+        executor.connect()
         began = time.perf_counter()
         workers = _work(population, executor, task, pieces, label)
         _seal(population, pieces, final, time.perf_counter() - began, workers)
 
-    return store.run_once(population.hash, executor.connect, work, wait, store.REPLICAS)
+    store.run_once(final, work, wait, store.REPLICAS)
+    return final
 
 
 def _work(population: Population, executor: Executor, task: Callable[..., None], pieces: Path, label: str) -> int:

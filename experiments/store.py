@@ -69,34 +69,29 @@ def finish(partial: Path, final: Path, manifest: dict[str, Any]) -> None:
     os.replace(partial, final)
 
 
-def run_once(
-    run: str,
-    connect: Callable[[], object],
-    work: Callable[[Path, Path], None],
-    wait: bool,
-    fields: Sequence[str],
-) -> Path:
-    """The stored run named `run`: done by `work` (pieces, final folder), or only checked where it is finished.
+def run_once(final: Path, work: Callable[[Path], None], wait: bool, fields: Sequence[str]) -> None:
+    """Have `work` (pieces) done once, by whoever comes first; where `final` exists already, it is only checked.
 
-    `work` seals into the final folder what it made in `pieces`, and goes on from what an earlier call left there.
-    `connect` is called before any work. Raises InputError where another process is at the same run (unless told to
-    `wait` for it), or the stored run is damaged or lacks one of `fields`.
+    `work` seals into `final` what it made in the folder `pieces`, and goes on from what an earlier call left there.
+    Raises InputError where another process is at the same run (unless told to `wait` for it), or the stored run is
+    damaged or lacks one of `fields`.
     """
-    final = RUNS / run
     pieces = partial(final)
-    if final.exists():
-        load(final, fields)
-    else:
-        connect()
+    checked = final.exists()
+    while not final.exists():
         pieces.mkdir(parents=True, exist_ok=True)
         try:
             with filelock.FileLock(pieces / "lock", timeout=-1 if wait else 0):
                 if not final.exists():
-                    work(pieces, final)
+                    work(pieces)
         except filelock.Timeout:
             raise InputError(f"another process is at this run ({pieces}); wait for it, or stop it") from None
+        except FileNotFoundError:  # whoever was waited for has finished, and swept the lock away
+            if not final.exists():
+                raise
+    if checked:
+        load(final, fields)
     shutil.rmtree(pieces, ignore_errors=True)
-    return final
 
 
 @dataclass(frozen=True)

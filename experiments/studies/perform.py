@@ -9,7 +9,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import filelock
 import joblib
 import torch
 
@@ -53,30 +52,29 @@ def perform(config: Mapping[str, Any], overrides: Sequence[str], command: str) -
 def measure(config: Values, final: Path) -> None:
     """Measure the point whose stored run is the folder `final`, and seal it; nothing where that exists.
 
-    The point's lock lets two calls of a study, or of two that share points, work beside each other.
+    Two calls of a study, or of two that share points, work beside each other: one measures a point, the other waits.
     """
-    run, partial = final.name, store.partial(final)
-    partial.mkdir(parents=True, exist_ok=True)
-    with filelock.FileLock(partial / "lock"):
-        if not final.exists():
-            torch.set_num_threads(1)  # as a cell's tasks: sums keep their order whatever the machine
-            began = time.perf_counter()
-            made = build(config)
-            point = made.runs[run]
-            record = made.study.measure(point, made.setting)
-            json.dumps(record, allow_nan=False)  # a number that could not be read back is a fault of the study's
-            sealed = partial / "sealed"
-            shutil.rmtree(sealed, ignore_errors=True)
-            write_json(sealed / "record.json", record)
-            store.finish(
-                sealed,
-                final,
-                {
-                    "hash": run,
-                    "point": point,
-                    "config": {name: config[name] for name in (*made.study.reads, "seed", "device", "study")},
-                    "seconds": round(time.perf_counter() - began, 2),
-                    **store.circumstances(made.setting.device),
-                },
-            )
-    shutil.rmtree(partial, ignore_errors=True)
+
+    def work(pieces: Path) -> None:
+        torch.set_num_threads(1)  # as a cell's tasks: sums keep their order whatever the machine
+        began = time.perf_counter()
+        made = build(config)
+        point = made.runs[final.name]
+        record = made.study.measure(point, made.setting)
+        json.dumps(record, allow_nan=False)  # a number that could not be read back is a fault of the study's
+        sealed = pieces / "sealed"
+        shutil.rmtree(sealed, ignore_errors=True)
+        write_json(sealed / "record.json", record)
+        store.finish(
+            sealed,
+            final,
+            {
+                "hash": final.name,
+                "point": point,
+                "config": {name: config[name] for name in (*made.study.reads, "seed", "device", "study")},
+                "seconds": round(time.perf_counter() - began, 2),
+                **store.circumstances(made.setting.device),
+            },
+        )
+
+    store.run_once(final, work, True, paper.FIELDS)
