@@ -114,10 +114,16 @@ def _variants(cells: Sequence[CellResult]) -> list[str]:
 
     def told(config: dict[str, Any], defense: str) -> str:
         parts = [defense] if len(set(defenses)) > 1 else []
-        parts += [f"{name.removeprefix('attack.')} = {config[name]}" for name in differing if name in config]
-        return ", ".join(parts)
+        return ", ".join(parts + [_in_words(name, config[name]) for name in differing if name in config])
 
     return [told(config, defense) for config, defense in zip(configs, defenses, strict=True)]
+
+
+def _in_words(name: str, value: Any) -> str:
+    """`attack.shadows.model._target_` and its value as "shadows.model = MLP"."""
+    if name.endswith("._target_"):
+        name, value = name.removesuffix("._target_"), str(value).rsplit(".", 1)[-1]
+    return f"{name.removeprefix('attack.')} = {value}"
 
 
 def alarms(cells: Sequence[CellResult]) -> list[str]:

@@ -59,7 +59,8 @@ def by_variant(cells: Sequence[CellResult], title: str) -> Figure | None:
             axis.set_title(words[group], loc="left")
         first = axes[0, 0]
         first.set_yticks(
-            range(len(cells)), [cell.variant + (f", ε = {cell.label()}" if several else "") for cell in cells]
+            range(len(cells)),
+            [(cell.variant + (f", ε = {cell.label()}" if several else "")).replace(", ", ",\n") for cell in cells],
         )
         first.set_ylim(len(cells) - 0.5, -0.5)
         handles, labels = first.get_legend_handles_labels()

@@ -13,7 +13,7 @@ from statistics import mean
 
 import pytest
 
-from experiments.benchmarks import client_dp, dp_utility, engine, secagg
+from experiments.benchmarks import client_dp, dp_utility, engine, scoring, secagg
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
@@ -134,6 +134,45 @@ def test_the_readme_s_fleets_are_the_committed_ones():
     page = (ROOT / "results/benchmarks/fleets.md").read_text()
     for factor in re.findall(r"(\d\.\d\d \[\d\.\d\d, \d\.\d\d\]) times", README.replace("\n", " ")):
         assert factor in page, factor
+
+
+MEMBERSHIP = ("LiRA", "LiRA, tuned", "LiRA, offline", "BaVarIA", "RMIA", "RMIA, offline, tuned", "attack R",
+              "shadow classifier", "modified entropy threshold, per class", "quantile regression, Gaussian",
+              "loss threshold", "gap (label only)", "blind (label only)", "blind (image statistics)",
+              "blind (nearest public image)")  # fmt: skip
+
+
+def test_the_readme_s_lira_is_the_committed_one_and_beats_the_loss_threshold_five_times():
+    found = [row for row in rows("lira_cifar") if row["group"] == "ordinary"]
+    metrics = {"AUC": "auc", "balanced accuracy": "balanced_accuracy", "TPR at 1%": "tpr_at_0.01", "TPR at 0.1%": "tpr"}
+    lines = ["| attack | " + " | ".join(metrics) + " |", "|" + " --- |" * (len(metrics) + 1)]
+    for name in MEMBERSHIP:
+        cells = [value(found, 4 if "TPR" in head else 3, attack=name, metric=one) for head, one in metrics.items()]
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+    assert "\n".join(lines) in README, "the README should hold this table:\n" + "\n".join(lines)
+    online, loss = (float(value(found, 9, attack=name, metric="tpr").split()[0]) for name in ("LiRA", "loss threshold"))
+    assert online >= 5 * loss
+
+
+@pytest.mark.parametrize("study", ["membership_by_view", "membership_by_view_cifar10"])
+def test_no_audit_of_a_view_claims_more_than_the_accountant(study: str):
+    bounds = [row for row in rows(study) if row["question"] == "audit"]
+    cells = {(row["variant"], row["epsilon"]) for row in bounds}
+    assert len(cells) == 12
+    assert {row["view"] for row in bounds} == {"released_model", "participant", "secure_server", "server"}
+    for row in bounds:
+        assert float(row["value"]) <= float(row["accounted_epsilon"]), row
+        assert float(row["value"]) <= float(row["ceiling"]), row
+
+
+def test_the_readme_s_scoring_and_coverage_are_the_committed_ones():
+    page = (ROOT / "results/benchmarks/scoring.md").read_text()
+    record = json.loads((ROOT / "results/benchmarks/scoring.json").read_text())
+    assert page == scoring.markdown(record)
+    words = " ".join(README.split())
+    (seconds,) = re.findall(r"All attacks together: (\S+) \[\S+, (\S+)\] s by the clock", page)
+    assert f"{seconds[0]} s ({seconds[1]} s at worst" in words
+    assert "5.30% [3.80%, 7.15%]" in (ROOT / "results/benchmarks/audit_coverage.md").read_text()
 
 
 @pytest.mark.heavy
