@@ -218,11 +218,11 @@ def _audit_panel(axes: Axes, cells: Sequence[CellResult]) -> None:
 def roc(cells: Sequence[CellResult], title: str) -> Figure:
     """ROC curves, log-log, a panel a group, with 95% bands over replicas.
 
-    The headline attack over ε; of a single cell, every attack.
+    The headline attack over ε; of a single cell the headline attack and a blind one among those with the largest AUC.
     """
     attack = headline_attack(cells)
     if len(cells) == 1:
-        drawn = [(name, cells[0].roc[name]) for name in cells[0].attacks() if name in cells[0].roc]
+        drawn = [(name, cells[0].roc[name]) for name in _telling(cells[0])]
     else:
         drawn = [(f"ε = {cell.label()}", cell.roc[attack]) for cell in cells]
     groups = [group for group in ("canary", "ordinary") if all(group in curves for _, curves in drawn)]
@@ -247,13 +247,29 @@ def roc(cells: Sequence[CellResult], title: str) -> Figure:
             one.set(xscale="log", yscale="log", xlim=(least, 1), ylim=(lowest, 1), xlabel="false-positive rate")
             one.set_title(words[group] if len(cells) == 1 else f"{attack}, {words[group]}", loc="left")
         axes[0, 0].set_ylabel("true-positive rate")
-        if len(drawn) > 8:
-            axes[0, -1].legend(loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False)
-            figure.set_figwidth(3.6 * len(groups) + 1.7)
-        else:
-            axes[0, -1].legend(loc="lower right")
+        axes[0, -1].legend(loc="lower right")
         figure.suptitle(title)
     return figure
+
+
+MOST_CURVES = 7
+
+
+def _telling(cell: CellResult) -> list[str]:
+    """The attacks whose curves are drawn of a single cell, in the configuration's order."""
+    names = [name for name in cell.attacks() if name in cell.roc]
+    if len(names) <= MOST_CURVES:
+        return names
+
+    def area(name: str) -> float:
+        row = cell.row("membership", "auc", name)
+        return 0.0 if row is None or row.value is None else row.value
+
+    blind = [name for name in names if name.startswith("blind")]
+    best = sorted((name for name in names if name not in blind), key=area, reverse=True)
+    chosen = {names[0], *blind[:1]}
+    chosen |= set([name for name in best if name not in chosen][: MOST_CURVES - len(chosen)])
+    return [name for name in names if name in chosen]
 
 
 def reconstructions(cells: Sequence[CellResult], title: str, most: int = 8) -> Figure | None:
