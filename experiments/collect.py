@@ -109,7 +109,11 @@ def _variants(cells: Sequence[CellResult]) -> list[str]:
         for cell in cells
     ]
     names = dict.fromkeys(name for config in configs for name in config)
-    differing = [name for name in names if len({repr(config.get(name, "")) for config in configs}) > 1]
+    differing = [
+        name
+        for name in names
+        if not name.startswith("attack.membership.") and len({repr(config.get(name, "")) for config in configs}) > 1
+    ]
     defenses = [cell.facts["defense"] for cell in cells]
 
     def told(config: dict[str, Any], defense: str) -> str:
@@ -121,6 +125,8 @@ def _variants(cells: Sequence[CellResult]) -> list[str]:
 
 def _in_words(name: str, value: Any) -> str:
     """`attack.shadows.model._target_` and its value as "shadows.model = MLP"."""
+    if value is None:
+        return f"{name.removeprefix('attack.')} = none"
     if name.endswith("._target_"):
         name, value = name.removesuffix("._target_"), str(value).rsplit(".", 1)[-1]
     return f"{name.removeprefix('attack.')} = {value}"
