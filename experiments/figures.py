@@ -266,9 +266,10 @@ def _telling(cell: CellResult) -> list[str]:
         return 0.0 if row is None or row.value is None else row.value
 
     blind = [name for name in names if name.startswith("blind")]
-    best = sorted((name for name in names if name not in blind), key=area, reverse=True)
-    chosen = {names[0], *blind[:1]}
-    chosen |= set([name for name in best if name not in chosen][: MOST_CURVES - len(chosen)])
+    families: dict[str, str] = {names[0].split(",")[0]: names[0]}  # the best variant of each attack, "LiRA, offline"
+    for name in sorted((name for name in names if name not in blind), key=area, reverse=True):
+        families.setdefault(name.split(",")[0], name)
+    chosen = [*list(families.values())[: MOST_CURVES - 1], *blind[:1]]
     return [name for name in names if name in chosen]
 
 

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
+from joblib.externals.loky import get_reusable_executor
 
 from experiments import report, store
 from fl_core.checkpoint import read_json, write_json
