@@ -17,7 +17,7 @@ from sklearn.preprocessing import StandardScaler
 
 from attacks.base import Floats, MembershipKnowledge, require_target
 from attacks.membership.observed import Signals, require_shadows
-from attacks.membership.pictures import shrunk, statistics
+from attacks.membership.picture_features import shrunk, statistics
 from fl_core.errors import InputError, check_number
 
 Array = NDArray[np.float64]

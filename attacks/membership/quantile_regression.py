@@ -18,7 +18,7 @@ from sklearn.model_selection import cross_val_predict
 
 from attacks.base import Floats, Ints, MembershipKnowledge, require_target
 from attacks.membership.observed import Signals
-from attacks.membership.pictures import shrunk, statistics
+from attacks.membership.picture_features import shrunk, statistics
 from fl_core.errors import InputError, check_choice, check_number
 
 Array = NDArray[np.float64]

@@ -12,7 +12,7 @@ from scipy.stats import norm
 from attacks.base import MembershipKnowledge, Shadows
 from attacks.membership.blind_pictures import ImageStatistics, NearestPublic
 from attacks.membership.observed import Signals
-from attacks.membership.pictures import check_images, shrunk, statistics
+from attacks.membership.picture_features import check_images, shrunk, statistics
 from attacks.membership.quantile_regression import QuantileRegression
 from attacks.membership.threshold import LossThreshold
 from attacks.metrics import auc
