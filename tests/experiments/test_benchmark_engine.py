@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from statistics import median
 from typing import Any
 
@@ -10,6 +11,8 @@ import pytest
 import torch
 
 from experiments.benchmarks import ceiling, engine, shadows, tries
+from fl_core.data import ImageSet
+from fl_core.federation import run
 
 
 def made_up() -> list[dict[str, Any]]:
@@ -126,3 +129,13 @@ def test_a_goal_below_what_the_cores_can_do_is_out_of_reach():
     page = ceiling.ceiling_markdown(record, engine.WIDTHS, best)
     assert "| 27k parameters | 1.0 | 0.01 | 0.02 | 50% | 0.10 |" in page
     assert "| 417k parameters | 100.0 | 1.00 | – | – | 0.90, out of reach |" in page
+
+
+@pytest.mark.heavy
+def test_in_double_precision_the_engine_and_a_plain_loop_come_to_the_same_federations():
+    federation = shadows.digit_federations(2, 4, shards=1).federation
+    data = federation.data
+    doubled = ImageSet(data.images.double(), data.labels, data.classes)
+    federation = replace(federation, model=federation.model.double(), data=doubled, backend="vmap")
+    ours, plain = run(federation).model, shadows.train_plain(federation)
+    assert max(float((ours[name] - plain[name]).abs().max()) for name in ours) < 1e-7
