@@ -213,6 +213,7 @@ def shadows_markdown(records: Sequence[dict[str, Any]]) -> str:
         lines.append(
             f"\n{record['study']}: backend `{record['backend']}`, {record['shards']} shards in {record['processes']} "
             f"processes; final parameters within {record['largest_difference']:.0e} of plain's, in single precision, "
-            "where a rounding may flip a ReLU and later rounds carry it on (in double precision tests hold them to 1e-7)."
+            "where a rounding may flip a ReLU and later rounds carry it on (in double precision a test holds both to "
+            "1e-7)."
         )
     return "\n".join(lines) + "\n"
