@@ -53,7 +53,7 @@ def by_view(cells: Sequence[CellResult], title: str, group: str, metric: str = "
             for across, variant in enumerate(variants):
                 panel = axes[down, across]
                 mine = [cell for cell in cells if cell.variant == variant]
-                mark_axis(panel, mine, WORDS[view] if across == 0 else "", variant if down == 0 else "")
+                mark_axis(panel, mine, WORDS[view] if across == 0 else "", title_of(variant) if down == 0 else "")
                 _panel(panel, mine, view, names, group, metric)
                 at = positions(mine)[0]
                 panel.set_xlim(at.min() - 0.4, at.max() + 0.4)
@@ -74,6 +74,11 @@ def by_view(cells: Sequence[CellResult], title: str, group: str, metric: str = "
         whom = {"canary": "canaries", "ordinary": "ordinary examples"}.get(group, group)
         figure.suptitle(f"{title}: {metric.upper()} on {whom}")
     return figure
+
+
+def title_of(variant: str) -> str:
+    """A variant as the head of a column, a line for each thing that it changes."""
+    return variant.replace(", ", ",\n")
 
 
 def _panel(panel: Axes, cells: Sequence[CellResult], view: str, names: Sequence[str], group: str, metric: str) -> None:
