@@ -37,7 +37,6 @@ def execute(cell: Cell, label: str = "", wait: bool = False) -> Path:
     final = store.RUNS / cell.hash
 
     def work(pieces: Path) -> None:
-        cell.executor.connect()
         began = time.perf_counter()
         for number, population in enumerate(cell.populations):
             its = f"{name}, shadows" if number else name
@@ -45,6 +44,8 @@ def execute(cell: Cell, label: str = "", wait: bool = False) -> Path:
         workers = _work(cell, pieces, name)
         _seal(cell, pieces, final, time.perf_counter() - began, workers)
 
+    if not final.exists():
+        cell.executor.connect()  # before any folder is made
     store.run_once(final, work, wait, store.CELL)
     for population in cell.populations:
         store.load(store.RUNS / population.hash, store.REPLICAS)

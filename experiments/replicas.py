@@ -115,7 +115,6 @@ def populate(population: Population, executor: Executor, task: Callable[..., Non
     final = store.RUNS / population.hash
 
     def work(pieces: Path) -> None:
-        executor.connect()
         began = time.perf_counter()
         workers = _work(population, executor, task, pieces, label)
         _seal(population, pieces, final, time.perf_counter() - began, workers)

@@ -70,7 +70,7 @@ def test_the_committed_record_keeps_to_the_goal_in_the_processor_s_seconds():
     record = json.loads((ROOT / "results/benchmarks/scoring.json").read_text())
     assert record["size"] == {"shadows": 256, "examples": 50_000, "classes": 10, "public": 10_000, "loops": 250}
     assert record["repeats"] >= 3
-    assert [row["key"] for row in record["rows"] if row["kind"] == "attack"] == list(scoring.attacks())
+    assert sorted(row["key"] for row in record["rows"] if row["kind"] == "attack") == sorted(scoring.attacks())
     assert scoring.reached(record, "processor")
     assert max(row["error"] for row in record["loops"]) <= scoring.TOLERANCE
     assert scoring.markdown(record) == (ROOT / "results/benchmarks/scoring.md").read_text()
