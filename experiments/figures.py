@@ -19,9 +19,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator
 
-from attacks.pictures import psnr
+from attacks.pictures import EXACT_DB, psnr
 from experiments.collect import CellResult
-from experiments.scoring import EXACT_DB, Row
+from experiments.scoring import Row
 from experiments.tables import headline_attack
 from fl_core.checkpoint import load_tensors
 
