@@ -54,9 +54,7 @@ def decibels(error: Array) -> Array:
 def failed(recovered: Pictures) -> NDArray[np.bool_]:
     """Which images [images] of `recovered` [images, ...] are no answer: those with any pixel that is not finite."""
     array = on_host(recovered)
-    finite = np.isfinite(array.reshape(len(array), -1))
-    missing: NDArray[np.bool_] = np.logical_not(finite).any(axis=1)
-    return missing
+    return np.array([not np.isfinite(one).all() for one in array], dtype=np.bool_)
 
 
 def completed(recovered: Pictures) -> Array:

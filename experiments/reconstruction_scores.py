@@ -293,18 +293,9 @@ def probe_rows(cell: Cell, folder: Path) -> Rows:
     if not parts:
         return []
     stored = {name: torch.cat([part[name] for part in parts]) for name in parts[0] if "." not in name}
-    victims, restarts = stored["objective"].shape
-    attack = cell.reconstruction
-    found = Reconstruction(
-        images=stored["recovered"].reshape(victims, restarts, 1, *cell.targets.pool.shape),
-        labels=stored["labels"].reshape(victims, -1, 1).expand(victims, restarts, 1),
-        objective=stored["objective"],
-        evaluations=torch.zeros(victims),
-        method=(attack.name,) * victims,
-        exact=torch.zeros(victims, dtype=torch.bool),
-    )
+    attack, victims = cell.reconstruction, len(stored["true_images"])
     rows = score(
-        found,
+        read_back(stored),
         Truth(images=stored["true_images"].unsqueeze(1), labels=stored["true_labels"].unsqueeze(1)),
         Public(images=cell.targets.test.images),
         attack=attack.name,
@@ -312,5 +303,23 @@ def probe_rows(cell: Cell, folder: Path) -> Rows:
         knowledge=f"{attack.letter}: the update, the model, one step on one example; no label, no data",
         samples=f"{victims} victims in as many replicas",
     )
+    # Of what the attack found, and of the first row, PSNR, of each blind guess.
     named = {row["metric"] if row["attack"] == attack.name else row["attack"]: row for row in reversed(rows)}
     return [named[name] for name in SWEPT]
+
+
+def read_back(stored: dict[str, Tensor]) -> Reconstruction:
+    """What a probe round stored: one picture a victim, of which `recovered` holds each restart's [victims, restarts].
+
+    What was spent on it is not stored, nor what the attacker verified.
+    """
+    objective, recovered = stored["objective"], stored["recovered"]
+    victims, restarts = objective.shape
+    return Reconstruction(
+        images=recovered.reshape(victims, restarts, 1, *recovered.shape[-3:]),
+        labels=stored["labels"].reshape(victims, -1, 1).expand(victims, restarts, 1),
+        objective=objective,
+        evaluations=torch.zeros(victims),
+        method=("",) * victims,
+        exact=torch.zeros(victims, dtype=torch.bool),
+    )
