@@ -228,7 +228,8 @@ def _picture_rows(
         yield row("identified", None, "a gallery of one picture tells nothing")
     else:
         hits = identified(guesses, np.arange(len(originals)), gallery) & ~missing
-        chance = f"among {len(gallery)} pictures; by chance {1 / len(gallery):.2g}"
+        # A guess near to any picture of its batch is matched to that one.
+        chance = f"among {len(gallery)} pictures; by chance {'at most ' * (examples > 1)}{examples / len(gallery):.2g}"
         yield row("identified", share_interval(mean(hits.astype(float))), chance, note)
 
 

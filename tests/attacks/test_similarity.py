@@ -115,6 +115,15 @@ def test_a_picture_as_near_to_another_one_is_not_identified():
     assert identified(gallery[1:2], np.array([1]), gallery)[0]
 
 
+def test_pictures_picked_at_random_are_identified_once_in_as_many_times_as_the_gallery_has():
+    """Of 4,000 guesses in a gallery of 20; beyond 3.3 deviations for fewer than 1 of 1,000 seeds."""
+    gallery, rng = made(15, 20, 1, 3, 3), np.random.default_rng(16)
+    guessed, own = rng.integers(20, size=(2, 4000))
+    hits = identified(gallery[guessed], own, gallery)
+    np.testing.assert_array_equal(hits, guessed == own)
+    assert hits.mean() == pytest.approx(1 / 20, abs=3.3 * np.sqrt(0.05 * 0.95 / 4000))
+
+
 def test_bad_galleries_and_shapes_are_refused():
     gallery = made(14, 3, 1, 4, 4)
     with pytest.raises(InputError, match="not all in a gallery of 3"):

@@ -149,6 +149,9 @@ def test_a_picture_of_another_member_is_not_identified_and_the_gallery_and_its_c
     swapped = truth.images[[1, 2, 0, 3, 4, 5]]
     assert values(scored(found_of(swapped[:, None] + 0.02), truth))["identified"] == pytest.approx(1 / 2)
     assert values(scored(found_of(others[:6][:, None, None]), truth))["identified"] == 0
+    batches = truth_of(5, examples=4, others=others)
+    row = rows_by_metric(scored(found_of(batches.images[:, None]), batches))["identified"]
+    assert row["note"] == "among 34 pictures; by chance at most 0.12", "any of the batch will do"
 
 
 def test_blind_guesses_are_the_public_mean_the_class_means_of_the_attackers_labels_and_the_nearest_picture():
