@@ -103,6 +103,8 @@ def score(
     own = about | {"attack": attack}
     rows = [*_picture_rows(answers.picked(answers.chosen), truth, own, note=_methods(found.method))]
     rows += _picture_rows(answers.picked(answers.best), truth, own, "_oracle", "best restart by the truth")
+    if absent := perceptual.missing():
+        rows.append(make_row(None, **own, metric="lpips", note=absent))
     gap = mean_interval(answers.likeness(answers.best) - answers.likeness(answers.chosen))
     rows.append(make_row(gap, **own, metric="psnr_gap", note="what the attacker loses by its own choice of a restart"))
     for suffix, restart in (("", answers.chosen), ("_oracle", answers.best)):
@@ -218,8 +220,8 @@ def _picture_rows(
         f"the best of shifts by up to {reach} {'pixel' if reach == 1 else 'pixels'}, on the overlap",
         note,
     )
-    absent = perceptual.missing()
-    yield row("lpips", None if absent else mean_interval(mean(perceptual.lpips(guesses, originals))), absent or note)
+    if not perceptual.missing():
+        yield row("lpips", mean_interval(mean(perceptual.lpips(guesses, originals))), note)
     recognised = (likeness >= RECOGNISED_DB) & ~missing
     for metric, flags in (("recognised", recognised), ("exact", exact), ("failed", missing)):
         yield row(metric, share_interval(mean(flags.astype(float))), note)

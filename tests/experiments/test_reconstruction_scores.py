@@ -125,6 +125,13 @@ def test_the_attackers_restart_is_by_its_objective_and_the_oracles_never_below_i
         assert alone["psnr"] == values(scored(found_of(picked), one))["psnr"]
 
 
+def test_the_oracles_restart_is_the_best_for_the_whole_batch_and_not_for_its_best_picture():
+    truth = truth_of(3, examples=2)
+    uneven = truth.images + torch.tensor([0.01, 0.2]).reshape(1, 2, 1, 1, 1)
+    found = found_of(torch.stack([uneven, truth.images + 0.03], 1))
+    assert values(scored(found, truth))["psnr_oracle"] == pytest.approx(-20 * np.log10(0.03), abs=1e-5)
+
+
 def test_the_victim_is_the_unit_so_more_pictures_of_the_same_quality_narrow_no_interval():
     alone = truth_of(8)
     errors = torch.linspace(0.01, 0.2, 8, dtype=torch.float64).reshape(8, 1, 1, 1, 1)
@@ -231,12 +238,25 @@ def test_what_does_not_apply_has_no_number_and_says_why(monkeypatch):
     truth = Truth(images=tiny, labels=torch.zeros(1, 1, dtype=torch.long))
     rows = rows_by_metric(scored(found_of(tiny[:, None]), truth, Public(images=tiny[0])))
     assert (rows["lpips"]["value"], rows["lpips"]["note"]) == (None, "LPIPS is absent: no weights")
+    assert "lpips_oracle" not in rows
     assert "no structure" in rows["ssim"]["note"]
     assert "gallery of one" in rows["identified"]["note"]
     assert (
         "window of 7x7 pixels"
         in rows_by_metric(scored(found_of(truth_of(2).images[:, None]), truth_of(2)))["ssim"]["note"]
     )
+
+
+def test_lpips_stands_in_every_part_of_the_table_where_it_is_at_hand(monkeypatch):
+    monkeypatch.setattr(reconstruction_scores.perceptual, "missing", lambda: "")
+    monkeypatch.setattr(
+        reconstruction_scores.perceptual, "lpips", lambda one, other: np.abs(one - other).max((1, 2, 3))
+    )
+    truth = truth_of(2, examples=2)
+    rows = scored(found_of(truth.images[:, None, [1, 0]] + 0.1), truth)
+    got = values(rows)
+    assert got["lpips"] == got["lpips_oracle"] == pytest.approx(0.1, abs=1e-6)
+    assert values(rows, "blind (mean image)")["lpips"] > 0
 
 
 def test_spare_candidates_are_left_out_and_what_does_not_fit_is_refused():
