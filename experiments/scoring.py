@@ -28,6 +28,7 @@ from experiments.configuration import flat
 from experiments.pieces import Gallery, audited, probe_parts
 from fl_core.checkpoint import load_tensors
 from fl_core.fleet import times_to
+from fl_core.views import Server
 
 Mask = NDArray[np.bool_]
 EXACT_DB = 100.0
@@ -264,7 +265,7 @@ def reconstruction_rows(cell: Cell, folder: Path) -> list[dict[str, Any]]:
     name = cell.reconstruction.name
     about = {
         "question": "reconstruction",
-        "view": cell.reconstruction.needs.view,
+        "view": Server.view,
         "knowledge": f"{cell.reconstruction.letter}: the update, the model, one step on one example; no label, no data",
         "group": "victims",
         "samples": f"{count} victims in as many replicas",
