@@ -35,6 +35,7 @@ from experiments.pieces import probe_parts
 from experiments.scoring import make_row
 from fl_core.checkpoint import load_tensors
 from fl_core.errors import InputError
+from fl_core.views import Server
 
 Array = NDArray[np.float64]
 Rows = list[dict[str, Any]]
@@ -302,7 +303,7 @@ def probe_rows(cell: Cell, folder: Path) -> Rows:
         Truth(images=stored["true_images"].unsqueeze(1), labels=stored["true_labels"].unsqueeze(1)),
         Public(images=cell.targets.test.images),
         attack=attack.name,
-        view=attack.needs.view,
+        view=Server.view,
         knowledge=f"{attack.letter}: the update, the model, one step on one example; no label, no data",
         samples=f"{victims} victims in as many replicas",
     )

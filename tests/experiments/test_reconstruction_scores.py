@@ -284,7 +284,7 @@ def test_the_probe_of_a_sweep_has_five_rows_by_the_same_rules(tmp_path, monkeypa
     for part in range(2):
         mine = {name: value[3 * part : 3 * part + 3] for name, value in stored.items()}
         save_tensors(tmp_path / f"probe-{part}.safetensors", mine | {"update.head": torch.zeros(3, 2)})
-    attack = SimpleNamespace(name="made", letter="B", needs=SimpleNamespace(view="server"))
+    attack = SimpleNamespace(name="made", letter="B")
     targets = SimpleNamespace(pool=SimpleNamespace(shape=SIZE), test=SimpleNamespace(images=public))
     monkeypatch.setattr(reconstruction_scores, "probe_parts", lambda _: 2)
     rows = probe_rows(SimpleNamespace(targets=targets, reconstruction=attack), tmp_path)
@@ -298,6 +298,7 @@ def test_the_probe_of_a_sweep_has_five_rows_by_the_same_rules(tmp_path, monkeypa
         ("made", "label_recall", ""),
     ]
     assert rows[0]["samples"] == "6 victims in as many replicas"
+    assert rows[0]["view"] == "server"
     expected = [
         mean_interval(each[np.arange(6), stored["chosen"].numpy()]), mean_interval(each.max(1)),
         mean_interval(psnr(public.mean(0).expand_as(truth), truth)), mean_interval(np.array(nearest)),
