@@ -10,16 +10,12 @@ python -m experiments.benchmarks.peers.breaching_matching        (asked line by 
 from __future__ import annotations
 
 import time
-import warnings
 from typing import Any
 
-import torch
-from torch import nn
-
-warnings.filterwarnings("ignore")  # its use of hydra and of torch.jit is of another year
-
 import breaching
+import torch
 from omegaconf import OmegaConf
+from torch import nn
 
 from experiments.benchmarks.peers.matching import (
     CLASSES,
@@ -41,7 +37,8 @@ def attacker_of(request: Request, problem: Problem, victim: int) -> tuple[Any, l
     OmegaConf.set_struct(config, False)
     config.attack_type = "optimization"  # that with labels as variables too cannot be told them, and fails for pictures
     config.restarts.num_trials = request.restarts
-    config.optim.max_iterations = request.iterations
+    # Its L-BFGS is torch's, of which it counts steps of 20 evaluations each.
+    config.optim.max_iterations = request.iterations if request.optimizer == "adam" else -(-request.iterations // 20)
     config.optim.step_size = LR[request.optimizer]
     if request.measure == "squared":
         square = sum(float(value.square().sum()) for value in problem.gradients[victim])

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -103,7 +104,8 @@ class Contender:
         self.peer = peer
         command = [str(python), "-m", f"{__package__}.{peer}"]
         pipe = subprocess.PIPE
-        self._process = subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe, text=True)
+        self._said = tempfile.TemporaryFile("w+")  # noqa: SIM115 - a pipe would fill up while nobody reads it
+        self._process = subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=self._said, text=True)
 
     def ask(self, request: Request) -> None:
         assert self._process.stdin is not None
@@ -118,8 +120,10 @@ class Contender:
         assert self._process.stdout is not None
         line = self._process.stdout.readline()
         if not line:
-            _, said = self._process.communicate()
-            raise RuntimeError(f"{self.peer} ended: {(said.strip() or 'it said nothing').splitlines()[-1][:300]}")
+            self._process.wait()
+            self._said.seek(0)
+            said = self._said.read().strip() or "it said nothing"
+            raise RuntimeError(f"{self.peer} ended: {said.splitlines()[-1][:300]}")
         found: Answer = json.loads(line)
         return found
 

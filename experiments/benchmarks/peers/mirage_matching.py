@@ -67,7 +67,7 @@ def _check(attack: GradientMatching, problem: Problem, updates: Updates, knowled
     leaf = problem.start.unsqueeze(0).requires_grad_()
     value = torch.func.vmap(objective)({"pixels": leaf}, {name: one[:1] for name, one in context.items()}).sum()
     (gradient,) = torch.autograd.grad(value, [leaf])
-    return {"objective": float(value), "gradient": gradient.flatten().tolist()}
+    return {"objective": value.item(), "gradient": gradient.flatten().tolist()}
 
 
 if __name__ == "__main__":

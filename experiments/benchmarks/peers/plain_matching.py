@@ -50,7 +50,7 @@ def descend(
             [pixels], lr=LR["lbfgs"], max_iter=most, max_eval=most, history_size=20, tolerance_grad=0.0,
             tolerance_change=0.0,
         )  # fmt: skip
-        lbfgs.step(closure)  # type: ignore[no-untyped-call]
+        lbfgs.step(closure)
         return pixels.detach(), count
     adam = torch.optim.Adam([pixels], lr=LR["adam"])
     passed = [round(request.iterations * eighths / 8) for eighths in (3, 5, 7)]
@@ -73,7 +73,7 @@ def play(request: Request) -> Answer:
         pixels = problem.start.clone().requires_grad_()
         found = objective(request, problem.model, problem.gradients[0], problem.labels[0], pixels)
         (gradient,) = torch.autograd.grad(found, [pixels])
-        return {"objective": float(found), "gradient": gradient.flatten().tolist()}
+        return {"objective": found.item(), "gradient": gradient.flatten().tolist()}
     count = 0
     synchronize(request.device)
     began = time.perf_counter()
