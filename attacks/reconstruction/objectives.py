@@ -41,9 +41,10 @@ class Distance:
 
     `weighting` weighs the variables: alike; `rising` linearly from the first to the last, which holds on to the layers
     of the strongest gradients (the layers' weights of Geng et al. 2021 rise so); or by `snr`, the share of a variable's
-    observed square that is not expected to be the noise that the attacker knows of, Wiener's weight. With
-    `clips` the guess is clipped as the defence clips, where the attacker knows the norm; with `support` entries that
-    were observed as zero are left out, as a pruned or a rarely sent one says nothing.
+    observed square that is not expected to be the noise that the attacker knows of, Wiener's weight; the whole distance
+    then counts by that share of the whole update, at least a hundredth, so that regularisers weigh more the more noise
+    there is. With `clips` the guess is clipped as the defence clips, where the attacker knows the norm; with `support`
+    entries that were observed as zero are left out, as a pruned or a rarely sent one says nothing.
     """
 
     measure: Measure = "cosine"
@@ -57,31 +58,41 @@ class Distance:
 
     def context(self, observed: Tree, knowledge: Knowledge) -> Tree:
         """What the comparison needs of the observed gradients [victims, ...]: them, and the variables' weights."""
-        scale = 1.0 if knowledge.lr is None else knowledge.lr
-        weights: Tree = {}
-        for place, (name, value) in enumerate(observed.items()):
-            if self.weighting == "rising":
-                weights[name] = value.new_full((len(value),), (place + 1) / len(observed))
-            elif self.weighting == "snr":
-                square = value.square().flatten(1).sum(1)
-                noise = (knowledge.noise / scale) ** 2 * value[0].numel()
-                weights[name] = (1 - noise / square.clamp(min=1e-30)).clamp(0, 1)
+        found = {f"observed/{name}": value for name, value in observed.items()}
+        weights = self._of_variables(observed, knowledge)
+        for name, value in observed.items():
+            axes = [1] * (value.dim() - 1)
             if self.support:
                 heard = (value != 0).to(value)
-                before = weights.get(name)
-                weights[name] = heard if before is None else heard * before.view(-1, *[1] * (value.dim() - 1))
-        if self.weighting == "snr":  # where all is noise, all of it is compared
-            total = torch.stack([value.flatten(1).amax(1) for value in weights.values()]).amax(0)
-            weights = {
-                name: torch.where((total > 0).view(-1, *[1] * (value.dim() - 1)), value, 1.0)
-                for name, value in weights.items()
-            }
-        found = {f"observed/{name}": value for name, value in observed.items()}
-        return found | {f"weight/{name}": value for name, value in weights.items()}
+                found[f"weight/{name}"] = heard if weights is None else heard * weights[name].view(-1, *axes)
+            elif weights is not None:
+                found[f"weight/{name}"] = weights[name]
+        if self.weighting == "snr":
+            found["trust"] = self._signal(observed, knowledge).clamp(min=0.01)
+        return found
+
+    def _of_variables(self, observed: Tree, knowledge: Knowledge) -> Tree | None:
+        """The weight [victims] of each variable; None where all count alike."""
+        if self.weighting == "none":
+            return None
+        if self.weighting == "rising":
+            places = enumerate(observed.items(), start=1)
+            return {name: value.new_full((len(value),), place / len(observed)) for place, (name, value) in places}
+        weights = {name: self._signal({name: value}, knowledge) for name, value in observed.items()}
+        lost = torch.stack(list(weights.values())).amax(0) == 0  # where all is noise, all of it is compared
+        return {name: torch.where(lost, 1.0, value) for name, value in weights.items()}
+
+    @staticmethod
+    def _signal(observed: Tree, knowledge: Knowledge) -> Tensor:
+        """The share [victims] of the square of `observed` gradients that is not expected to be noise."""
+        unit = 1.0 if knowledge.lr is None else knowledge.lr
+        square = torch.stack([value.flatten(1).square().sum(1) for value in observed.values()]).sum(0)
+        noise = (knowledge.noise / unit) ** 2 * sum(value[0].numel() for value in observed.values())
+        return (1 - noise / square.clamp(min=1e-30)).clamp(0, 1)
 
     def __call__(self, guess: Tree, context: Tree, clip: float | None) -> Tensor:
         """The distance [] of one lane's guessed gradient; `clip` is the norm in the gradient's unit, None for none."""
-        observed, weights = part(context, "observed"), part(context, "weight")
+        observed, weights, trust = part(context, "observed"), part(context, "weight"), context.get("trust", 1.0)
         guess = {name: guess[name] for name in observed}
         if self.clips and clip is not None:
             length = torch.stack([value.square().sum() for value in guess.values()]).sum().clamp(min=1e-30).sqrt()
@@ -91,10 +102,10 @@ class Distance:
         theirs = torch.stack([(weighed[name] * observed[name]).sum() for name in observed]).sum()
         if self.measure == "squared":
             apart = torch.stack([_square(guess[name] - observed[name], weights.get(name)) for name in observed])
-            return apart.sum() / theirs.clamp(min=1e-30)
+            return trust * apart.sum() / theirs.clamp(min=1e-30)
         along = torch.stack([(guess[name] * weighed[name]).sum() for name in observed]).sum()
         own = torch.stack([_square(guess[name], weights.get(name)) for name in observed]).sum()
-        return 1 - along / (own * theirs + 1e-20).sqrt()
+        return trust * (1 - along / (own * theirs + 1e-20).sqrt())
 
 
 def _square(value: Tensor, weight: Tensor | None) -> Tensor:
