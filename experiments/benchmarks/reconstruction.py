@@ -106,7 +106,9 @@ def check_same(request: Request, contender: Contender, reference: Contender) -> 
         answers.append(one.answer())
     mine, theirs = (torch.tensor(answer["gradient"], dtype=torch.float64) for answer in answers)
     values: list[float] = [answer["objective"] for answer in answers]
-    apart: float = max(float((mine - theirs).norm() / theirs.norm()), abs(values[0] - values[1]) / max(abs(values[1]), 1e-12))
+    apart: float = max(
+        float((mine - theirs).norm() / theirs.norm()), abs(values[0] - values[1]) / max(abs(values[1]), 1e-12)
+    )
     if not apart <= TOLERANCE:
         raise RuntimeError(
             f"{contender.peer} and {reference.peer} have different objectives on {request.model}, {request.measure}: "
