@@ -1,8 +1,8 @@
 """How far a guess's update is from the observed one, for one lane, and what else a guess is to please.
 
-A lane's fixed inputs are one flat tree, its context: `observed/...`, the gradient to meet, and `square`, its own weighed
-square; `sent/...`, the model, where lanes have different ones; `weight/...`, how much a variable counts; `labels`; and
-what a regulariser wants.
+A lane's fixed inputs are one flat tree, its context: `observed/...`, the gradient to meet, and `square`, its own square
+as weighed; `sent/...`, the model, where lanes have different ones; `weight/...`, how much a variable counts; `labels`;
+and what a regulariser wants.
 """
 
 from __future__ import annotations
