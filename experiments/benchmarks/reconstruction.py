@@ -320,6 +320,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--python", default=sys.executable, help="an interpreter that has breaching")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
+    parser.add_argument("--models", nargs="+", choices=list(NAMES), default=list(NAMES), help="measure these alone")
     parser.add_argument("--out", type=Path, default=Path("results/benchmarks"), help="folder")
     parser.add_argument("--quick", action="store_true", help="a small model for a few iterations on one thread")
     asked = parser.parse_args(arguments)
@@ -333,12 +334,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except InputError as error:
         parser.error(str(error))
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    rows, ways = (QUICK, (Way(),)) if asked.quick else (ROWS, ways_of(cores, asked.device))
+    every, ways = (QUICK, (Way(),)) if asked.quick else (ROWS, ways_of(cores, asked.device))
+    rows = [row for row in every if row.request.model in asked.models]
     measured, failed = measure_all(rows, asked.python, asked.repeats, asked.device, ways)
     command = f"python -m experiments.benchmarks.reconstruction --python ... --repeats {asked.repeats}"
     record = {
         **circumstances(torch.device(asked.device)),
-        "command": command + f" --device {asked.device}" * (asked.device != "cpu") + " --quick" * asked.quick,
+        "command": command
+        + f" --models {' '.join(asked.models)}" * (asked.models != list(NAMES))
+        + f" --device {asked.device}" * (asked.device != "cpu")
+        + " --quick" * asked.quick,
         "device": asked.device,
         "repeats": asked.repeats,
         "rows": measured,
