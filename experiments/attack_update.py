@@ -38,7 +38,6 @@ def perform(options: Options, told: str) -> Path:
     attacks = attacks_for(case, options.attack, options.changes)
     truth = truth_of(options)
     partial = store.partial(options.folder) / options.fingerprint()
-    partial.mkdir(parents=True, exist_ok=True)
     done = [0]
     with progress(sum(one.iterations for one in attacks), lambda: done[0], options.folder.name, "it"):
         answer, answers = attack(case, attacks, options, partial, lambda count: done.__setitem__(0, count))
@@ -61,7 +60,7 @@ def perform(options: Options, told: str) -> Path:
         },
         summary,
     )
-    shutil.rmtree(store.partial(options.folder))
+    shutil.rmtree(store.partial(options.folder), ignore_errors=True)
     labels = ", ".join(map(str, summary["labels"]))
     print(f"{summary['attack']} answered: {trusted.in_words()} Labels: {labels}.")
     if scored is not None:

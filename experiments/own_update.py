@@ -142,7 +142,11 @@ def attacks_for(case: Case, asked: str | Sequence[str], changes: Mapping[str, An
         check_choice("attack", name, ("auto", "all", *PRESETS) if isinstance(asked, str) else PRESETS)
     if not names or len(set(names)) < len(names):
         raise InputError(f"attack is {names}; name each attack once, of {', '.join(PRESETS)}")
-    return [_changed(name, changes) for name in names]
+    made = [_changed(name, changes) for name in names]
+    for name, one in zip(names, made, strict=True):
+        if case.knowledge.lr is None and one.distance is not None and one.distance.measure == "squared":
+            raise InputError(f"attack={name} compares the lengths of updates; give lr=, or choose another attack")
+    return made
 
 
 def _suits(name: str, knowledge: Knowledge, updates: Updates) -> bool:

@@ -34,6 +34,7 @@ h1 { font-size: 1.5rem; line-height: 1.25; margin: 0 0 .5rem; text-wrap: balance
 h2 { font-size: 1.05rem; margin: 2.2rem 0 .6rem; }
 .verdict { font-size: 1.1rem; }
 .pictures { display: grid; grid-template-columns: repeat(auto-fill, minmax(9rem, 1fr)); gap: 1rem; padding: 0; }
+.pairs { grid-template-columns: repeat(auto-fill, minmax(14rem, 1fr)); }
 figure { margin: 0; }
 figure img { width: 100%; display: block; border: 1px solid var(--line); image-rendering: pixelated; }
 .pair { display: grid; grid-template-columns: 1fr 1fr; gap: 2px; }
@@ -60,10 +61,14 @@ def threat_model(options: Options, case: Case) -> str:
     knowledge = case.knowledge
     steps = options.steps * options.epochs
     whole = "one step" if steps == 1 else f"{options.epochs} x {options.steps} local steps (epochs x steps)"
-    kind = {"difference": "its difference to the model", "model": "its new model", "gradient": "its gradient"}
+    kind = {
+        "difference": "the client's difference to it",
+        "model": "the client's new model",
+        "gradient": "the client's gradient",
+    }
     knows = [
         "the model that was sent",
-        f"{kind[options.update_is]}, which came back",
+        kind[options.update_is],
         f"that {whole} on {_count(knowledge.examples, 'picture')} of {'x'.join(map(str, options.shape))} made it",
         "the labels" if options.labels is not None else "",
         f"the learning rate {options.lr:g}" if options.lr is not None else "",
@@ -128,11 +133,11 @@ def page(
     parts = [
         f"<h1>What one update gives away: {count}</h1>",
         f'<p class="verdict">{escape(exact + trusted.in_words())}</p>',
-        f'<div class="pictures">{"".join(_figures(answer, scored))}</div>',
+        f'<div class="pictures{"" if scored is None else " pairs"}">{"".join(_figures(answer, scored))}</div>',
         f'<p class="note">{escape(_about_pictures(scored))}</p>',
         f"<h2>How far to trust it</h2><p>{escape(_about_trust(trusted))}</p>{_misfits(trusted)}",
         f"<h2>Who attacked, and with what</h2><p>{escape(threat_model(options, case))}</p>",
-        f"<p>{escape(method)} answered. In all, {spent:,} gradients of the batch were computed.</p>",
+        f"<p>Answered by: {escape(method)}. In all, {spent:,} gradients of the batch were computed.</p>",
         _attacks(answers, method),
         f"<h2>The same again</h2><pre>{escape(command)}</pre>",
     ]

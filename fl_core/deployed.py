@@ -182,7 +182,7 @@ def fitting(state: Tree, model: nn.Module, where: str, partial: bool = False) ->
             if names
         ]
         hint = ""
-        if unexpected and all(name.partition(".")[2] in variables for name in unexpected):
+        if unexpected and all(name.partition(".")[2] in model.state_dict() for name in unexpected):
             hint = f"; the names have {unexpected[0].partition('.')[0]}. before the model's own: take it away"
         elif missing and not unexpected and len(missing) < len(parameters):
             hint = "; set partial=true if only a part of the model is sent"
