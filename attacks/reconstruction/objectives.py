@@ -57,27 +57,30 @@ class Distance:
 
     def context(self, observed: Tree, knowledge: Knowledge) -> Tree:
         """What the comparison needs of the observed gradients [victims, ...]: them, and the variables' weights."""
-        scale = 1.0 if knowledge.lr is None else knowledge.lr
-        weights: Tree = {}
-        for place, (name, value) in enumerate(observed.items()):
-            if self.weighting == "rising":
-                weights[name] = value.new_full((len(value),), (place + 1) / len(observed))
-            elif self.weighting == "snr":
-                square = value.square().flatten(1).sum(1)
-                noise = (knowledge.noise / scale) ** 2 * value[0].numel()
-                weights[name] = (1 - noise / square.clamp(min=1e-30)).clamp(0, 1)
+        found = {f"observed/{name}": value for name, value in observed.items()}
+        weights = self._of_variables(observed, knowledge)
+        for name, value in observed.items():
+            axes = [1] * (value.dim() - 1)
             if self.support:
                 heard = (value != 0).to(value)
-                before = weights.get(name)
-                weights[name] = heard if before is None else heard * before.view(-1, *[1] * (value.dim() - 1))
-        if self.weighting == "snr":  # where all is noise, all of it is compared
-            total = torch.stack([value.flatten(1).amax(1) for value in weights.values()]).amax(0)
-            weights = {
-                name: torch.where((total > 0).view(-1, *[1] * (value.dim() - 1)), value, 1.0)
-                for name, value in weights.items()
-            }
-        found = {f"observed/{name}": value for name, value in observed.items()}
-        return found | {f"weight/{name}": value for name, value in weights.items()}
+                found[f"weight/{name}"] = heard if weights is None else heard * weights[name].view(-1, *axes)
+            elif weights is not None:
+                found[f"weight/{name}"] = weights[name]
+        return found
+
+    def _of_variables(self, observed: Tree, knowledge: Knowledge) -> Tree | None:
+        """The weight [victims] of each variable; None where all count alike."""
+        if self.weighting == "none":
+            return None
+        if self.weighting == "rising":
+            places = enumerate(observed.items(), start=1)
+            return {name: value.new_full((len(value),), place / len(observed)) for place, (name, value) in places}
+        unit = 1.0 if knowledge.lr is None else knowledge.lr
+        squares = {name: value.flatten(1).square().sum(1) for name, value in observed.items()}
+        noise = {name: (knowledge.noise / unit) ** 2 * value[0].numel() for name, value in observed.items()}
+        weights = {name: (1 - noise[name] / squares[name].clamp(min=1e-30)).clamp(0, 1) for name in observed}
+        lost = torch.stack(list(weights.values())).amax(0) == 0  # where all is noise, all of it is compared
+        return {name: torch.where(lost, 1.0, value) for name, value in weights.items()}
 
     def __call__(self, guess: Tree, context: Tree, clip: float | None) -> Tensor:
         """The distance [] of one lane's guessed gradient; `clip` is the norm in the gradient's unit, None for none."""
