@@ -24,10 +24,12 @@ from safetensors.torch import save
 
 from attacks.reconstruction.base import Reconstruction
 from experiments import store
-from experiments.own_update import Case, Scores, Trust, attack, attacks_for, case_of, scores, trust, truth_of
+from experiments.own_update.attacks import attack, attacks_for
+from experiments.own_update.case import Case, case_of
+from experiments.own_update.options import Options, read
+from experiments.own_update.page import figure_of, page, threat_model
+from experiments.own_update.trust import Scores, Trust, scores, trust, truth_of
 from experiments.terminal import command, one_line_errors, progress
-from experiments.update_options import Options, read
-from experiments.update_page import figure_of, page, threat_model
 from fl_core.checkpoint import write_bytes, write_json
 
 

@@ -124,7 +124,8 @@ def from_flower(record: Any, model: nn.Module) -> Tree:
     """The variables in Flower's `ArrayRecord`, its older `Parameters`, or a list of arrays; flwr is not imported.
 
     A record made of a `state_dict` has names; one made of a list has numbers, and a list nothing but its order, which
-    is that of the model's `state_dict`. InputError where neither names nor order can be made out.
+    is that of the model's `state_dict`. `fitting` checks it, and safetensors' `save_file` makes of it what
+    `experiments.attack_update` reads. InputError where neither names nor order can be made out.
     """
     if hasattr(record, "to_numpy_ndarrays") and hasattr(record, "keys"):
         arrays = dict(zip(record.keys(), record.to_numpy_ndarrays(), strict=True))

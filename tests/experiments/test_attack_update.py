@@ -19,9 +19,13 @@ from torch import Tensor, nn
 
 from attacks.pictures import psnr
 from attacks.reconstruction import fitting as descent
-from experiments import attack_update, own_update
-from experiments.own_update import PRESETS, misfit
-from experiments.update_options import read
+from attacks.reconstruction.gradient_matching import infer_labels
+from attacks.reconstruction.simulation import observed_moments
+from experiments import attack_update
+from experiments.own_update.attacks import PRESETS
+from experiments.own_update.case import case_of
+from experiments.own_update.options import read
+from experiments.own_update.trust import misfit
 from fl_core.data import digits
 
 NETS = """
@@ -36,6 +40,11 @@ def normed():
     )
 
 def text(): return "no model"
+def biasless(): return nn.Sequential(nn.Flatten(), nn.Linear(64, 10, bias=False))
+def counting():
+    model = mlp()
+    model.forward = lambda pixels: model[1:](pixels.flatten(1)) * float(pixels.mean() > 0)
+    return model
 """
 FILES = ["page.html", "pictures.png", "reconstruction.safetensors", "summary.json"]
 USUAL = {
@@ -189,7 +198,7 @@ def test_the_truth_never_reaches_the_attack(here: Path, mirage):
 
 
 def test_the_true_picture_explains_its_update_and_no_other_does(here: Path):
-    case = own_update.case_of(read([f"{name}={value}" for name, value in USUAL.items()]))
+    case = case_of(read([f"{name}={value}" for name, value in USUAL.items()]))
     truth = load_file("T.safetensors")
     wrong = (truth["labels"] + 1) % 10
     guesses = torch.stack([truth["images"], torch.rand_like(truth["images"]), truth["images"]])
@@ -205,9 +214,9 @@ def test_running_statistics_give_the_batchs_moments_to_the_attack_and_their_coun
     make("normed", pictures=2)
     mirage(*QUICK, "model=own_nets:normed", batch_size="2")
     assert summary()["attack"] == "GradInversion"
-    case = own_update.case_of(read([f"{n}={v}" for n, v in (USUAL | {"model": "own_nets:normed"}).items()]))
+    case = case_of(read([f"{n}={v}" for n, v in (USUAL | {"model": "own_nets:normed"}).items()]))
     assert not any("tracked" in name for name in case.updates.moved)
-    mean, variance = own_update.observed_moments(case.knowledge.model, case.updates.sent, case.updates.moved)["1"]
+    mean, variance = observed_moments(case.knowledge.model, case.updates.sent, case.updates.moved)["1"]
     import own_nets
 
     model = own_nets.normed()
@@ -278,6 +287,29 @@ def test_a_folder_that_is_there_keeps_what_it_holds(here: Path, mirage):
     Path("mine/notes.txt").write_text("of my own")
     mirage(*QUICK, "out=mine")
     assert sorted(path.name for path in Path("mine").iterdir()) == sorted([*FILES, "notes.txt"])
+
+
+def test_an_unknown_rate_costs_no_label_of_a_batch(here: Path, mirage):
+    make(pictures=4)
+    case = case_of(read([f"{name}={value}" for name, value in (USUAL | {"batch_size": 4}).items()]))
+    truth = load_file("T.safetensors")["labels"].sort().values
+    assert len(set(truth.tolist())) > 2
+    assert infer_labels(case.updates, case.knowledge)[0].tolist() == truth.tolist()
+    rescaled = load_file("U.safetensors")["3.bias"] / case.updates.moved["3.bias"][0]
+    torch.testing.assert_close(rescaled, torch.full((10,), 0.1), rtol=0.1, atol=0)  # about the client's own
+
+
+def test_local_epochs_are_simulated(here: Path, mirage):
+    mirage(*QUICK, "lr=0.1", "steps=2", "epochs=2", batch_size="2")
+    assert summary()["attack"] == "simulated local steps"
+    assert "2 x 2 local steps" in summary()["threat_model"]
+
+
+def test_a_part_of_the_model_is_enough_where_that_is_said(here: Path, mirage):
+    state = load_file("U.safetensors")
+    save_file({name: state[name] for name in ("3.weight", "3.bias")}, "head.safetensors")
+    mirage(*QUICK, "partial=true", update="head.safetensors")
+    assert summary()["labels"] == load_file("T.safetensors")["labels"].tolist()
 
 
 @pytest.mark.heavy
@@ -364,6 +396,7 @@ def spoiled() -> None:
         (["model=own_nowhere:net"], "own_nowhere cannot be imported"),
         (["model=own_nets"], "model is 'own_nets'; it must be package.module:factory"),
         (["model=own_nets:text"], "returned str"),
+        (["model=own_nets:counting"], "stacked by torch.func.vmap (RuntimeError"),
         (["options.unit=3"], "come from options"),
         (["options.units=16"], "1.weight is [32, 64], and in the model [16, 64]"),
         (["mean=[0.5,0.5]"], "mean is [0.5, 0.5]"),
@@ -401,6 +434,15 @@ def test_a_bad_input_is_one_line_with_exit_code_2_and_nothing_written(arguments,
     assert says in printed.err
     assert printed.out == ""
     assert set(here.iterdir()) - {here / "__pycache__"} == there
+
+
+def test_labels_that_cannot_be_inferred_are_asked_for(here, mirage, capsys):
+    make("biasless")
+    with pytest.raises(SystemExit):
+        mirage(*QUICK, model="own_nets:biasless")
+    assert "no output bias with one entry a class; give labels=, or set attack.labels=soft" in capsys.readouterr().err
+    mirage(*QUICK, "labels=[3]", model="own_nets:biasless")
+    assert summary()["labels"] == [3]
 
 
 @pytest.mark.parametrize("option", list(USUAL))

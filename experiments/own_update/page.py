@@ -16,8 +16,9 @@ from torch import Tensor
 
 from attacks.reconstruction.base import Reconstruction
 from experiments.figures import STYLE, encoded, picture
-from experiments.own_update import SAME_DB, Case, Scores, Trust
-from experiments.update_options import Options
+from experiments.own_update.case import Case
+from experiments.own_update.options import Options
+from experiments.own_update.trust import SAME_DB, Scores, Trust
 
 EXACT_DB = 100.0
 """From here a picture is called exact: single precision's own rounding."""
@@ -83,7 +84,8 @@ def threat_model(options: Options, case: Case) -> str:
         "An honest-but-curious server that sees one client's update by itself (no secure aggregation). "
         f"It knows {_and(knows)}."
     )
-    return text + (f" It does not know {_and(unknown, 'or')}." if any(unknown) else "")
+    text += f" It does not know {_and(unknown, 'or')}." if any(unknown) else ""
+    return f"{text} It takes the client's steps for plain SGD."
 
 
 def figure_of(answer: Reconstruction, scored: Scores | None) -> bytes:
