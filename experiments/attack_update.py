@@ -11,6 +11,7 @@ with. The same command goes on where it was interrupted. The options, of conf/at
 from __future__ import annotations
 
 import dataclasses
+import math
 import os
 import shutil
 import sys
@@ -100,13 +101,22 @@ def _summary(
     return found
 
 
+def _no_infinities(value: Any) -> Any:
+    """null for what is not finite, which JSON has no word for."""
+    if isinstance(value, Mapping):
+        return {name: _no_infinities(inner) for name, inner in value.items()}
+    if isinstance(value, list):
+        return [_no_infinities(inner) for inner in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
 def write(folder: Path, parts: Mapping[str, bytes], summary: Mapping[str, Any]) -> None:
     """All files of the folder: one that is new comes whole, in one that is there each file is replaced whole."""
     there = folder.exists()
     into = folder if there else store.partial(folder) / "finished"
     for name, data in parts.items():
         write_bytes(into / name, data)
-    write_json(into / "summary.json", summary)
+    write_json(into / "summary.json", _no_infinities(summary))
     if not there:
         os.replace(into, folder)
 

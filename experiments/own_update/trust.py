@@ -89,7 +89,12 @@ class Trust:
             return "No better than pictures that never saw the update: this answer is a guess."
         if self.share > 0.1:
             return "Better than pictures that never saw the update, but far from explaining it: take it as a hint."
-        return "It explains the update far better than any picture that never saw it."
+        explains = "It explains the update far better than any picture that never saw it"
+        if self.restarts == 1:
+            return f"{explains}; whether other pictures would do as well, a single restart cannot say."
+        if self.agree == 1:
+            return f"{explains}, but no other restart came to the same: take it as a hint."
+        return f"{explains}, and {self.agree} of {self.restarts} restarts came to the same."
 
 
 SAME_DB = 20.0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
 import subprocess
@@ -19,13 +20,13 @@ from torch import Tensor, nn
 
 from attacks.pictures import psnr
 from attacks.reconstruction import fitting as descent
-from attacks.reconstruction.gradient_matching import infer_labels
+from attacks.reconstruction.gradient_matching import GradientMatching, infer_labels
 from attacks.reconstruction.simulation import observed_moments
 from experiments import attack_update
 from experiments.own_update.attacks import PRESETS
 from experiments.own_update.case import case_of
 from experiments.own_update.options import read
-from experiments.own_update.trust import misfit
+from experiments.own_update.trust import Trust, misfit
 from fl_core.data import digits
 
 NETS = """
@@ -210,6 +211,38 @@ def test_the_true_picture_explains_its_update_and_no_other_does(here: Path):
     assert misfit(case, torch.full_like(guesses[:1], torch.nan), labels[:1]).item() == float("inf")
 
 
+@pytest.mark.parametrize(
+    ("missed", "agree", "restarts", "says"),
+    [
+        (float("inf"), 0, 4, "No attack came to an answer"),
+        (0.45, 4, 4, "this answer is a guess"),
+        (0.3, 4, 4, "far from explaining it"),
+        (0.01, 1, 1, "a single restart cannot say"),
+        (0.01, 1, 4, "no other restart came to the same"),
+        (0.01, 3, 4, "and 3 of 4 restarts came to the same"),
+    ],
+)
+def test_the_verdict_follows_the_misfit_and_the_restarts(missed, agree, restarts, says):
+    found = Trust(misfit=missed, blind={"grey": [0.6], "noise": [0.9, 0.5]}, restarts=restarts, agree=agree)
+    assert found.nothing == 0.5
+    assert says in found.in_words()
+
+
+def test_an_attack_that_fails_is_said_to_have_no_answer(here: Path, mirage, monkeypatch):
+    run = GradientMatching.run
+
+    def failing(*given, **named):
+        found = run(*given, **named)
+        return dataclasses.replace(found, images=found.images * torch.nan, objective=found.objective + torch.inf)
+
+    monkeypatch.setattr(GradientMatching, "run", failing)
+    mirage(*QUICK, "truth=T.safetensors")
+    told = summary()
+    assert told["trust"]["words"] == "No attack came to an answer."
+    assert told["trust"]["misfit"] is None
+    assert "no answer" in Path("results/own_update/page.html").read_text()
+
+
 def test_running_statistics_give_the_batchs_moments_to_the_attack_and_their_counter_is_ignored(here: Path, mirage):
     make("normed", pictures=2)
     mirage(*QUICK, "model=own_nets:normed", batch_size="2")
@@ -322,7 +355,7 @@ def test_one_picture_comes_back_from_a_file_through_the_command(here: Path):
     found, truth = load_file("results/own_update/reconstruction.safetensors"), load_file("T.safetensors")
     assert psnr(found["images"], truth["images"])[0] > 20
     assert found["labels"].tolist() == truth["labels"].tolist()
-    assert summary()["trust"]["share"] < 0.1
+    assert summary()["trust"]["words"].endswith("and 2 of 2 restarts came to the same.")
     assert Path("results/own_update/page.html").stat().st_size > 3000
 
 
