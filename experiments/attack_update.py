@@ -92,12 +92,7 @@ def _summary(
         "trust": dataclasses.asdict(trusted) | {"share": trusted.share, "words": trusted.in_words()},
     }
     if scored is not None:
-        found["scores"] = {
-            "psnr": scored.psnr,
-            "psnr_of_a_blind_guess": scored.blind,
-            "places": scored.order,
-            "labels_right": scored.hits,
-        }
+        found["scores"] = {name: value for name, value in vars(scored).items() if name != "truth"}
     return found
 
 

@@ -14,14 +14,12 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from attacks.pictures import EXACT_DB
 from attacks.reconstruction.base import Reconstruction
 from experiments.figures import STYLE, encoded, picture
 from experiments.own_update.case import Case
 from experiments.own_update.options import Options
 from experiments.own_update.trust import SAME_DB, Scores, Trust
-
-EXACT_DB = 100.0
-"""From here a picture is called exact: single precision's own rounding."""
 
 STYLES = """
 :root { color-scheme: light dark; --ink: #1c1c1e; --soft: #6b6b70; --paper: #fbfaf7; --line: #dcd9d2; --bar: #b4532a; }
@@ -176,12 +174,14 @@ def _about_pictures(scored: Scores | None) -> str:
     text = "Each picture as the attacker has it, enlarged"
     if scored is None:
         return f"{text}. No truth was given, so nothing here says how alike they are."
-    text += (
-        f"; beside it the true one, assigned by the least squared error. Mean PSNR {_mean(scored.psnr)}; "
-        f"a blind guess that never saw the update has {_mean(scored.blind)}."
-    )
-    if scored.hits is not None:
-        text += f" {scored.hits} of {len(scored.psnr)} labels are right."
+    text += "; beside it the true one, assigned by the least squared error. "
+    text += f"Mean PSNR {_mean(scored.psnr)}"
+    text += "" if scored.ssim is None else f", mean SSIM {np.mean(scored.ssim):.2f}"
+    text += f"; a blind guess that never saw the update has {_mean(scored.blind)}. "
+    if np.mean(scored.hindsight) > np.mean(scored.psnr):
+        text += f"In hindsight the best restart had {_mean(scored.hindsight)}. "
+    if scored.label_recall is not None:
+        text += f"{round(scored.label_recall * len(scored.psnr))} of {len(scored.psnr)} labels are right."
     return text
 
 
@@ -189,7 +189,7 @@ def _about_trust(trusted: Trust) -> str:
     text = (
         "The attacker has no truth to look at. What can be seen is the misfit: 1 minus the cosine of the update that "
         "the pictures would have caused and the observed one; 0 explains it. "
-        f"The answer has {trusted.misfit:.2g}, the best blind guess with the same labels {trusted.nothing:.2g}"
+        f"The answer has {trusted.misfit:.3g}, the best blind guess with the same labels {trusted.nothing:.3g}"
     )
     text += f", {trusted.nothing / trusted.misfit:.3g} times as much. " if trusted.misfit > 0 else ". "
     if trusted.restarts > 1:
@@ -208,7 +208,7 @@ def _misfits(trusted: Trust) -> str:
     most = max([*finite, 1e-12])
     cells = "".join(
         f'<tr><td>{escape(name)}<span class="bar" style="width:{100 * min(value, most) / most:.1f}%"></span></td>'
-        f'<td class="number">{value:.2g}</td></tr>'
+        f'<td class="number">{value:.3g}</td></tr>'
         for name, value in rows.items()
     )
     return f'<table><tr><th>pictures</th><th class="number">misfit</th></tr>{cells}</table>'
@@ -219,7 +219,7 @@ def _attacks(answers: Mapping[str, Mapping[str, Any]], method: str) -> str:
         return ""
     cells = "".join(
         f"<tr><td>{escape(name)}{' (answered)' if name == method else ''}</td>"
-        f'<td class="number">{one["misfit"]:.2g}</td><td class="number">{one["evaluations"]:,}</td></tr>'
+        f'<td class="number">{one["misfit"]:.3g}</td><td class="number">{one["evaluations"]:,}</td></tr>'
         for name, one in answers.items()
     )
     head = '<tr><th>attack</th><th class="number">misfit</th><th class="number">gradients</th></tr>'

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,9 +9,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from attacks.pictures import match, psnr
+from attacks.metrics import label_recall
+from attacks.pictures import BLIND, EXACT_DB, Array, completed, match, psnr
 from attacks.reconstruction.base import Reconstruction
 from attacks.reconstruction.simulation import Simulation, parameters_among
+from attacks.similarity import ssim
 from experiments.own_update.case import Case
 from experiments.own_update.options import Options
 from fl_core.errors import InputError
@@ -53,7 +54,7 @@ def unrelated(case: Case, seed: int) -> dict[str, Tensor]:
     count, draw = knowledge.examples, generator(seed, "unrelated pictures")
     if knowledge.public is None:
         return {
-            "grey": torch.full((1, count, *knowledge.shape), 0.5),
+            "grey": torch.full((1, count, *knowledge.shape), BLIND),
             "noise": torch.rand(UNRELATED, count, *knowledge.shape, generator=draw),
         }
     rows = torch.randint(len(knowledge.public), (UNRELATED, count), generator=draw)
@@ -124,16 +125,20 @@ def trust(case: Case, answer: Reconstruction, seed: int) -> Trust:
 
 @dataclass(frozen=True, kw_only=True)
 class Scores:
-    """Of the true pictures, each with the one assigned to it: `psnr` [pictures] in dB, and of a blind guess.
+    """Of the true pictures, each with the one assigned to it: `psnr` [pictures] in dB, 100 at most, and `ssim`.
 
-    `order` [pictures] are the answer's places, `hits` how many labels were recovered, None where the truth has none.
+    `blind` is the PSNR of a guess without the update, `hindsight` that of the restart with the best mean, which no
+    attacker can tell. `ssim` is None for pictures too small for it. `order` [pictures] are the answer's places;
+    `label_recall` is the share of labels found, None where the truth has none.
     """
 
     truth: Tensor
     order: list[int]
     psnr: list[float]
+    ssim: list[float] | None
     blind: list[float]
-    hits: int | None
+    hindsight: list[float]
+    label_recall: float | None
 
 
 def truth_of(options: Options) -> tuple[Tensor, Tensor | None] | None:
@@ -147,20 +152,28 @@ def truth_of(options: Options) -> tuple[Tensor, Tensor | None] | None:
 
 
 def scores(truth: Tensor, labels: Tensor | None, case: Case, answer: Reconstruction) -> Scores:
-    """The answer beside the true pictures."""
-    found = answer.selected()[0]
-    found = torch.where(torch.isfinite(found), found, 0.5)
-    order = torch.from_numpy(match(found, truth))
+    """The answer beside the true pictures; grey stands for a picture that there is no answer for."""
+
+    def aligned(restart: Tensor) -> tuple[list[int], Array]:
+        order = match(restart, truth)
+        return order.tolist(), completed(restart[torch.from_numpy(order)])
+
+    def decibels(pictures: Array | Tensor) -> list[float]:
+        return [float(value) for value in np.minimum(psnr(pictures, truth), EXACT_DB)]
+
+    order, found = aligned(answer.selected()[0])
+    every = [decibels(aligned(restart)[1]) for restart in answer.images[0]]
     public = case.knowledge.public
-    blind = torch.full_like(truth, 0.5) if public is None else public.mean(0).expand_as(truth)
-    hits = None
+    guess = torch.full_like(truth, BLIND) if public is None else public.mean(0).expand_as(truth)
+    recall = None
     if labels is not None:
-        found_labels = answer.selected_labels()[0].tolist()
-        hits = sum((Counter(labels.tolist()) & Counter(found_labels)).values())
+        recall = float(label_recall(answer.selected_labels().numpy(), labels.unsqueeze(0).numpy())[0])
     return Scores(
         truth=truth,
-        order=order.tolist(),
-        psnr=psnr(found[order], truth).tolist(),
-        blind=psnr(blind, truth).tolist(),
-        hits=hits,
+        order=order,
+        psnr=decibels(found),
+        ssim=ssim(found, truth).tolist() if min(truth.shape[2:]) >= 3 else None,
+        blind=decibels(guess),
+        hindsight=max(every, key=lambda values: sum(values)),
+        label_recall=recall,
     )

@@ -20,13 +20,14 @@ from torch import Tensor, nn
 
 from attacks.pictures import psnr
 from attacks.reconstruction import fitting as descent
+from attacks.reconstruction.base import Reconstruction
 from attacks.reconstruction.gradient_matching import GradientMatching, infer_labels
 from attacks.reconstruction.simulation import observed_moments
 from experiments import attack_update
 from experiments.own_update.attacks import PRESETS
 from experiments.own_update.case import case_of
 from experiments.own_update.options import read
-from experiments.own_update.trust import Trust, misfit
+from experiments.own_update.trust import Trust, misfit, scores, trust
 from fl_core.data import digits
 
 NETS = """
@@ -128,7 +129,8 @@ def test_the_folder_holds_pictures_page_and_summary_and_nothing_else_is_left(her
     assert told["scores"]["psnr"] == pytest.approx(
         psnr(found["images"], load_file("T.safetensors")["images"]).tolist(), rel=1e-5
     )
-    assert told["scores"]["labels_right"] == 1
+    assert told["scores"]["label_recall"] == 1
+    assert told["scores"]["hindsight"][0] >= told["scores"]["psnr"][0]
     assert told["command"].endswith("name=mine")
     assert told["versions"]["torch"] == torch.__version__.split("+")[0] or told["versions"]["torch"]
     with Image.open("results/mine/pictures.png") as image:
@@ -152,6 +154,34 @@ def test_the_page_is_one_file_with_its_pictures_inside(here: Path, mirage):
         "1 of 1 labels are right",
     ):
         assert words in text, words
+
+
+def test_the_truth_is_scored_by_assignment_and_hindsight_is_apart(here: Path):
+    usual = USUAL | {"batch_size": "3"}
+    make(pictures=3)
+    case = case_of(read([f"{name}={value}" for name, value in usual.items()]))
+    truth = load_file("T.safetensors")
+    images, labels = truth["images"], truth["labels"]
+    exact, noise = images[[2, 0, 1]], torch.rand_like(images)
+    answer = Reconstruction(
+        images=torch.stack([noise, exact]).unsqueeze(0),
+        labels=labels[[2, 0, 1]].expand(1, 2, 3),
+        objective=torch.tensor([[0.1, 0.2]]),
+        evaluations=torch.tensor([6]),
+        method=("made",),
+        exact=torch.tensor([False]),
+    )
+    found = scores(images, labels, case, answer)
+    assert max(found.psnr) < 20
+    assert found.hindsight == [100.0, 100.0, 100.0]
+    assert found.label_recall == 1
+    turned = scores(images, labels, case, dataclasses.replace(answer, objective=torch.tensor([[0.2, 0.1]])))
+    assert turned.order == [1, 2, 0]
+    assert turned.psnr == [100.0, 100.0, 100.0]
+    assert turned.ssim == pytest.approx([1.0, 1.0, 1.0])
+    assert trust(case, answer, 0).agree == 1
+    same = dataclasses.replace(answer, images=torch.stack([exact.flip(0), exact]).unsqueeze(0))
+    assert trust(case, same, 0).agree == 2
 
 
 def test_a_page_without_a_truth_claims_no_likeness(here: Path, mirage):
