@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from attacks.reconstruction import presets
-from attacks.reconstruction.base import Knowledge, Reconstruction, Updates
+from attacks.reconstruction.base import Reconstruction
 from attacks.reconstruction.gradient_matching import GradientMatching
 from attacks.reconstruction.labels import output_bias
 from attacks.reconstruction.simulation import observed_moments, parameters_among
@@ -33,40 +33,51 @@ PRESETS: dict[str, Callable[..., GradientMatching]] = {
 
 
 def attacks_for(case: Case, asked: str | Sequence[str], changes: Mapping[str, Any]) -> list[GradientMatching]:
-    """The attacks, in the order in which they are tried; the first that is exact ends it."""
-    if isinstance(asked, str) and asked in ("auto", "all"):
-        fit = [name for name in PRESETS if _suits(name, case.knowledge, case.updates)]
-        if asked == "auto":
-            special = [name for name in ("local_steps", "adaptive", "grad_inversion") if name in fit]
-            fit = [*special, "inverting_gradients"][:1]
-        return _with_labels([_changed(name, changes) for name in fit], case)
-    names = [asked] if isinstance(asked, str) else list(asked)
-    for name in names:
-        check_choice("attack", name, ("auto", "all", *PRESETS) if isinstance(asked, str) else PRESETS)
-    if not names or len(set(names)) < len(names):
-        raise InputError(f"attack is {names}; name each attack once, of {', '.join(PRESETS)}")
-    made = [_changed(name, changes) for name in names]
-    for name, one in zip(names, made, strict=True):
-        if case.knowledge.lr is None and one.distance is not None and one.distance.measure == "squared":
-            raise InputError(f"attack={name} compares the lengths of updates; give lr=, or choose another attack")
-    return _with_labels(made, case)
+    """The attacks, in the order in which they are tried; the first that is exact ends it.
+
+    `auto` is one, `all` are those that suit the update; what solves for pictures instead of searching belongs in front
+    of both. InputError for a name or a field that there is not, and for attacks that were not told enough.
+    """
+    if asked == "auto":
+        names = [name for name in ("local_steps", "adaptive", "grad_inversion") if _suits(name, case)]
+        names = [*names, "inverting_gradients"][:1]
+    elif asked == "all":
+        names = [name for name in PRESETS if _suits(name, case)]
+    else:
+        names = [asked] if isinstance(asked, str) else list(asked)
+        for name in names:
+            check_choice("attack", name, ("auto", "all", *PRESETS) if isinstance(asked, str) else PRESETS)
+        if not names or len(set(names)) < len(names):
+            raise InputError(f"attack is {names}; name each attack once, of {', '.join(PRESETS)}")
+    made = {name: _changed(name, changes) for name in names}
+    lacking = {name: what for name, one in made.items() if (what := _lacks(one, case))}
+    left = [one for name, one in made.items() if name not in lacking]
+    if lacking and (asked != "all" or not left):
+        name, what = next(iter(lacking.items()))
+        raise InputError(f"attack={name} {what}")
+    return left
 
 
-def _with_labels(attacks: list[GradientMatching], case: Case) -> list[GradientMatching]:
-    """Those that come by the labels; InputError where none does."""
-    gradient = case.updates.gradient(case.knowledge.lr)
-    trained = parameters_among(case.knowledge.model, gradient)
-    try:
-        output_bias({name: gradient[name] for name in trained}, case.knowledge.classes)
-    except InputError as error:
-        left = [one for one in attacks if one.labels == "soft" or case.knowledge.labels is not None]
-        if not left:
-            raise InputError(f"{error}; give labels=, or set attack.labels=soft") from error
-        return left
-    return attacks
+def _lacks(one: GradientMatching, case: Case) -> str:
+    """What the attack would have to be told besides; empty where it has enough."""
+    knowledge = case.knowledge
+    if knowledge.lr is None and one.distance is not None and one.distance.measure == "squared":
+        return "compares the lengths of updates; give lr=, or set attack.distance.measure=cosine"
+    if one.labels == "inferred" and knowledge.labels is None:
+        gradient = case.updates.gradient(knowledge.lr)
+        trained = parameters_among(knowledge.model, gradient)
+        try:
+            output_bias({name: gradient[name] for name in trained}, knowledge.classes)
+        except InputError:
+            return (
+                "infers labels from the gradient of an output bias with one entry a class, which the update lacks; "
+                "give labels=, or set attack.labels=soft"
+            )
+    return ""
 
 
-def _suits(name: str, knowledge: Knowledge, updates: Updates) -> bool:
+def _suits(name: str, case: Case) -> bool:
+    knowledge, updates = case.knowledge, case.updates
     if name in ("dlg", "idlg"):
         return knowledge.lr is not None
     if name == "local_steps":
@@ -81,24 +92,24 @@ def _suits(name: str, knowledge: Knowledge, updates: Updates) -> bool:
 def _changed(name: str, changes: Mapping[str, Any]) -> GradientMatching:
     """A preset with `changes`, by dotted name; InputError for those that it does not take."""
     made = PRESETS[name]()
+    whole: dict[str, Any] = {}
     try:
         for field, value in changes.items():
             outer, _, inner = field.partition(".")
             allowed = [one.name for one in dataclasses.fields(made) if one.name not in ("name", "letter")]
             check_choice("an option of attack", outer, allowed)
-            part = getattr(made, outer)
+            part = whole.get(outer, getattr(made, outer))
             if dataclasses.is_dataclass(part) != bool(inner):
-                how = f"a field of it, as in attack.{outer}.NAME=..." if not inner else f"attack.{outer} itself"
+                how = f"attack.{outer} itself" if inner else f"a field of it, as in attack.{outer}.NAME=..."
                 raise InputError(f"attack.{field} cannot be set; set {how}")
             if inner:
                 check_choice(f"an option of attack.{outer}", inner, [one.name for one in dataclasses.fields(part)])
-                value = dataclasses.replace(part, **{inner: value})
-            made = dataclasses.replace(made, **{outer: value})
+            whole[outer] = dataclasses.replace(part, **{inner: value}) if inner else value
+        return dataclasses.replace(made, **whole)
     except InputError as error:
         raise InputError(str(error).replace("attack.reconstruction.", "attack.")) from error
     except TypeError as error:
         raise InputError(f"attack={name} with {dict(changes)} cannot be made: {error}") from error
-    return made
 
 
 def attack(

@@ -133,13 +133,13 @@ def moved_by(given: Tree, sent: Tree, kind: str, statistics: frozenset[str]) -> 
     trained = [name for name in given if name not in statistics]
     if kind == "model":
         moved = {name: value - sent[name] for name, value in given.items() if name in sent}
-        if all(not moved[name].any() for name in trained):
+        if not any(moved[name].any() for name in trained):
             raise InputError("the update equals the global model: that client took no step, or it is the same file")
         if _cosine(moved, sent, trained) < -ALIKE:
             raise InputError("update_is=model, but the update is no model near the global one; is it a difference?")
     else:
         moved = {name: -value if kind == "gradient" else value for name, value in given.items() if name in sent}
-        if all(not moved[name].any() for name in trained):
+        if not any(moved[name].any() for name in trained):
             raise InputError(f"the update is a {kind} of zeros: that client took no step, nothing can be made of it")
         if _cosine(given, sent, trained) > ALIKE:
             raise InputError(f"update_is={kind}, but the update looks like a whole model; set update_is=model")

@@ -310,6 +310,13 @@ def test_without_the_learning_rate_only_what_needs_no_length_fits(here: Path, mi
     assert not {"DLG", "iDLG"} & summary()["attacks"].keys()
 
 
+def test_an_attacks_fields_are_set_together(here: Path, mirage):
+    make("normed", pictures=2)
+    lone = ["attack=grad_inversion", "attack.iterations=2", "attack.restarts=1", "attack.group=0"]
+    mirage(*lone, "attack.distance.measure=cosine", "backend=vmap", model="own_nets:normed", batch_size="2")
+    assert summary()["trust"]["restarts"] == 1
+
+
 def test_public_pictures_are_the_blind_baseline(here: Path, mirage):
     np.savez("P.npz", images=digits()[1].images[:50].numpy())
     mirage(*QUICK, "public=P.npz")
@@ -472,6 +479,9 @@ def spoiled() -> None:
         (["attack.restarts=0"], "attack.restarts is 0; it must be a whole number at least 1"),
         (["attack.distance=3"], "as in attack.distance.NAME"),
         (["attack.distance.mesure=squared"], "did you mean 'measure'?"),
+        (["attack=all", "attack.distance.measure=squared"], "give lr="),
+        (["attack=grad_inversion", "attack.restarts=1"], "attack.group compares restarts; give at least two"),
+        (["attack.iterations=many"], "is 'many'; it must be a whole number"),
         (["attack=dlg"], "attack=dlg compares the lengths of updates; give lr="),
         (["attack.distance.measure=squared", "attack=idlg"], "give lr="),
         (["device=gpu"], "device is 'gpu'"),
@@ -503,7 +513,13 @@ def test_labels_that_cannot_be_inferred_are_asked_for(here, mirage, capsys):
     make("biasless")
     with pytest.raises(SystemExit):
         mirage(*QUICK, model="own_nets:biasless")
-    assert "no output bias with one entry a class; give labels=, or set attack.labels=soft" in capsys.readouterr().err
+    assert "attack=inverting_gradients infers labels from the gradient of an output bias" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        mirage(*QUICK, "lr=0.1", "attack=[dlg,idlg]", model="own_nets:biasless")
+    assert "attack=idlg infers labels" in capsys.readouterr().err
+    assert not Path("results").exists()
+    mirage(*QUICK, "lr=0.1", "attack=all", model="own_nets:biasless")
+    assert set(summary()["attacks"]) == {"DLG"}
     mirage(*QUICK, "labels=[3]", model="own_nets:biasless")
     assert summary()["labels"] == [3]
 
