@@ -335,7 +335,7 @@ def median_interval(values: Floats, seed: int = 0, resamples: int = 2000) -> Int
     return _bootstrap(values, np.median, seed, resamples)
 
 
-def _bootstrap(values: Floats, statistic: Callable[[Any], Any], seed: int, resamples: int) -> Interval:
+def _bootstrap(values: Floats, statistic: Callable[..., Any], seed: int, resamples: int) -> Interval:
     values = np.asarray(values, dtype=np.float64)
     check_number("resamples", resamples, minimum=1, integer=True)
     if values.ndim != 1 or values.size == 0:
@@ -346,8 +346,10 @@ def _bootstrap(values: Floats, statistic: Callable[[Any], Any], seed: int, resam
             "count exact recoveries and failures apart from the mean"
         )
     rng = np.random.default_rng(seed)
-    found = [statistic(values[rng.integers(values.size, size=values.size)]) for _ in range(resamples)]
-    return _percentiles(np.array([statistic(values)]), np.array(found), values.size)
+    block = max(1, 2**22 // values.size)  # resamples at once
+    counts = [min(block, resamples - start) for start in range(0, resamples, block)]
+    found = [statistic(values[rng.integers(values.size, size=(count, values.size))], axis=1) for count in counts]
+    return _percentiles(np.array([statistic(values)]), np.concatenate(found), values.size)
 
 
 def share_interval(shares: Floats) -> Interval:

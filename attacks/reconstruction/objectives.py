@@ -41,9 +41,10 @@ class Distance:
 
     `weighting` weighs the variables: alike; `rising` linearly from the first to the last, which holds on to the layers
     of the strongest gradients (the layers' weights of Geng et al. 2021 rise so); or by `snr`, the share of a variable's
-    observed square that is not expected to be the noise that the attacker knows of, Wiener's weight. With
-    `clips` the guess is clipped as the defence clips, where the attacker knows the norm; with `support` entries that
-    were observed as zero are left out, as a pruned or a rarely sent one says nothing.
+    observed square that is not expected to be the noise that the attacker knows of, Wiener's weight; the whole distance
+    then counts by that share of the whole update, at least a hundredth, so that regularisers weigh more the more noise
+    there is. With `clips` the guess is clipped as the defence clips, where the attacker knows the norm; with `support`
+    entries that were observed as zero are left out, as a pruned or a rarely sent one says nothing.
     """
 
     measure: Measure = "cosine"
@@ -66,6 +67,8 @@ class Distance:
                 found[f"weight/{name}"] = heard if weights is None else heard * weights[name].view(-1, *axes)
             elif weights is not None:
                 found[f"weight/{name}"] = weights[name]
+        if self.weighting == "snr":
+            found["trust"] = self._signal(observed, knowledge).clamp(min=0.01)
         return found
 
     def _of_variables(self, observed: Tree, knowledge: Knowledge) -> Tree | None:
@@ -75,16 +78,21 @@ class Distance:
         if self.weighting == "rising":
             places = enumerate(observed.items(), start=1)
             return {name: value.new_full((len(value),), place / len(observed)) for place, (name, value) in places}
-        unit = 1.0 if knowledge.lr is None else knowledge.lr
-        squares = {name: value.flatten(1).square().sum(1) for name, value in observed.items()}
-        noise = {name: (knowledge.noise / unit) ** 2 * value[0].numel() for name, value in observed.items()}
-        weights = {name: (1 - noise[name] / squares[name].clamp(min=1e-30)).clamp(0, 1) for name in observed}
+        weights = {name: self._signal({name: value}, knowledge) for name, value in observed.items()}
         lost = torch.stack(list(weights.values())).amax(0) == 0  # where all is noise, all of it is compared
         return {name: torch.where(lost, 1.0, value) for name, value in weights.items()}
 
+    @staticmethod
+    def _signal(observed: Tree, knowledge: Knowledge) -> Tensor:
+        """The share [victims] of the square of `observed` gradients that is not expected to be noise."""
+        unit = 1.0 if knowledge.lr is None else knowledge.lr
+        square = torch.stack([value.flatten(1).square().sum(1) for value in observed.values()]).sum(0)
+        noise = (knowledge.noise / unit) ** 2 * sum(value[0].numel() for value in observed.values())
+        return (1 - noise / square.clamp(min=1e-30)).clamp(0, 1)
+
     def __call__(self, guess: Tree, context: Tree, clip: float | None) -> Tensor:
         """The distance [] of one lane's guessed gradient; `clip` is the norm in the gradient's unit, None for none."""
-        observed, weights = part(context, "observed"), part(context, "weight")
+        observed, weights, trust = part(context, "observed"), part(context, "weight"), context.get("trust", 1.0)
         guess = {name: guess[name] for name in observed}
         if self.clips and clip is not None:
             length = torch.stack([value.square().sum() for value in guess.values()]).sum().clamp(min=1e-30).sqrt()
@@ -94,10 +102,10 @@ class Distance:
         theirs = torch.stack([(weighed[name] * observed[name]).sum() for name in observed]).sum()
         if self.measure == "squared":
             apart = torch.stack([_square(guess[name] - observed[name], weights.get(name)) for name in observed])
-            return apart.sum() / theirs.clamp(min=1e-30)
+            return trust * apart.sum() / theirs.clamp(min=1e-30)
         along = torch.stack([(guess[name] * weighed[name]).sum() for name in observed]).sum()
         own = torch.stack([_square(guess[name], weights.get(name)) for name in observed]).sum()
-        return 1 - along / (own * theirs + 1e-20).sqrt()
+        return trust * (1 - along / (own * theirs + 1e-20).sqrt())
 
 
 def _square(value: Tensor, weight: Tensor | None) -> Tensor:

@@ -36,12 +36,13 @@ def layer_weighted(**changes: Any) -> GradientMatching:
 
 
 def adaptive(**changes: Any) -> GradientMatching:
-    """Inverting gradients by an attacker who knows the defence: it weighs variables by signal over noise, clips its own
+    """Inverting gradients by an attacker who knows the defence.
 
-    guess where the length counts, and leaves out what a pruning or a rounding set to zero.
+    It weighs variables by signal over noise, clips its own guess where the length counts, and leaves out what a pruning
+    or a rounding set to zero.
     """
     distance = Distance(weighting="snr", clips=True, support=True)
-    return _made(changes, name="adaptive", letter="C", total_variation=1e-2, distance=distance)
+    return _made(changes, name="adaptive", letter="C", total_variation=1e-3, distance=distance)
 
 
 def grad_inversion(**changes: Any) -> GradientMatching:

@@ -67,7 +67,14 @@ def test_a_layer_that_is_all_noise_is_not_listened_to():
 def test_where_everything_is_noise_everything_is_compared():
     how = Distance(weighting="snr")
     assert distance(how, tree([1.0], [1.0]), tree([1.0], [1.0]), knowledge(noise=9.0)) == pytest.approx(0, abs=1e-12)
-    assert distance(how, tree([1.0], [-1.0]), tree([1.0], [1.0]), knowledge(noise=9.0)) == pytest.approx(1)
+    assert distance(how, tree([1.0], [-1.0]), tree([1.0], [1.0]), knowledge(noise=9.0)) == pytest.approx(0.01)
+
+
+def test_the_more_noise_the_less_the_update_counts_against_the_prior():
+    # Noise .25 in the update is .5 in the gradient: ¼ of the two entries' square of 1 each.
+    how = Distance(weighting="snr")
+    assert distance(how, tree([0.0, 1.0]), tree([1.0, 0.0]), knowledge()) == pytest.approx(1)
+    assert distance(how, tree([0.0, 1.0]), tree([1.0, 0.0]), knowledge(noise=0.25)) == pytest.approx(0.5)
 
 
 def test_entries_that_a_pruning_left_out_say_nothing():
