@@ -316,43 +316,62 @@ def from_path(shape: Shape, classes: int, factory: str, options: Mapping[str, An
     pre-trained weights are not kept. Anything else is an InputError.
     """
     who = f"model.factory={factory}"
-    build, options = _find(factory), dict(options or {})
+    model = built(shape, classes, factory, options)
+    _check_parameters(model, who)
+    check_outputs(model, shape, classes, who)
+    return model
+
+
+def built(
+    shape: Shape,
+    classes: int | None,
+    factory: str,
+    options: Mapping[str, Any] | None = None,
+    *,
+    field: str = "model.factory",
+    more: str = "model.options",
+) -> nn.Module:
+    """What the callable at `package.module:factory` returns, an nn.Module that nothing else is known of; InputError.
+
+    `field` and `more` are the options that named it and its arguments. Without `classes` it is not told how many.
+    """
+    who = f"{field}={factory}"
+    build, options = _find(factory, field), dict(options or {})
     try:
         named = set(inspect.signature(build).parameters)
     except (TypeError, ValueError):  # some callables written in C have none to read
         named = set()
-    given = {name: value for name, value in (("shape", shape), ("classes", classes)) if name in named}
+    offered = (("shape", shape), ("classes", classes))
+    given = {name: value for name, value in offered if name in named and value is not None}
     for name in options.keys() & given.keys():
-        raise InputError(f"{who} is given {name} by the data; take {name} out of model.options")
+        raise InputError(f"{who} is given {name} by the data; take {name} out of {more}")
     try:
         model = build(**given, **options)
     except Exception as error:
         raise InputError(
-            f"{who} failed ({_reason(error)}); its arguments besides shape and classes come from model.options"
+            f"{who} failed ({_reason(error)}); its arguments besides shape and classes come from {more}"
         ) from error
     if not isinstance(model, nn.Module):
         raise InputError(f"{who} returned {type(model).__name__}; it must return a torch.nn.Module")
-    _check_parameters(model, who)
-    _check_outputs(model, shape, classes, who)
     return model
 
 
-def _find(factory: object) -> Callable[..., Any]:
+def _find(factory: object, field: str) -> Callable[..., Any]:
     module, _, name = str(factory).partition(":")
     if not all(part.isidentifier() for part in (*module.split("."), name)):
-        raise InputError(f"model.factory is {factory!r}; it must be package.module:factory, as in my_models:build")
+        raise InputError(f"{field} is {factory!r}; it must be package.module:factory, as in my_models:build")
     if not {"", os.getcwd()} & set(sys.path):  # `python -m` puts it there, an installed command does not
         sys.path.insert(0, os.getcwd())
     try:
         found: Callable[..., Any] | None = getattr(importlib.import_module(module), name, None)
     except (Exception, SystemExit) as error:
         raise InputError(
-            f"model.factory is {factory!r}, but {module} cannot be imported ({_reason(error)}); it must be in the "
+            f"{field} is {factory!r}, but {module} cannot be imported ({_reason(error)}); it must be in the "
             "current folder or installed"
         ) from error
     if not callable(found):
         problem = "has no" if found is None else "cannot call its"
-        raise InputError(f"model.factory is {factory!r}, but {module} {problem} {name!r}; name a function or a class")
+        raise InputError(f"{field} is {factory!r}, but {module} {problem} {name!r}; name a function or a class")
     return found
 
 
@@ -374,7 +393,7 @@ def _check_parameters(model: nn.Module, who: str) -> None:
 
 
 @torch.no_grad()
-def _check_outputs(model: nn.Module, shape: Shape, classes: int, who: str) -> None:
+def check_outputs(model: nn.Module, shape: Shape, classes: int, who: str) -> None:
     """Ask a copy twice, in training mode: the model's own statistics stay, and randomness (dropout) shows."""
     pixels = torch.linspace(0, 1, 2 * shape[0] * shape[1] * shape[2]).view(2, *shape)
     try:
