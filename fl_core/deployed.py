@@ -18,8 +18,9 @@ import torch
 from safetensors import safe_open
 from torch import Tensor, nn
 
-from fl_core.architectures import Shape, built, check_outputs
+from fl_core.architectures import Shape
 from fl_core.errors import InputError
+from fl_core.factories import built, check_outputs
 from fl_core.models import check_trainable, statistics_of
 from fl_core.optimizers import Tree
 

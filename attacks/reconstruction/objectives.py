@@ -108,7 +108,8 @@ class Distance:
         weighed = {name: observed[name] * weights[name] if name in weights else observed[name] for name in observed}
         along = torch.stack([(guess[name] * weighed[name]).sum() for name in observed]).sum()
         own = torch.stack([_square(guess[name], weights.get(name)) for name in observed]).sum()
-        return trust * (1 - along / (own * theirs + 1e-20).sqrt())
+        lengths = own.clamp(min=1e-30).sqrt() * theirs.clamp(min=1e-30).sqrt()  # a square each, lest both be lost
+        return trust * (1 - along / lengths)
 
 
 def _weighed(observed: Tensor, name: str, context: Tree) -> Tensor:
