@@ -118,7 +118,7 @@ class GradientMatching:
         gradient = {name: value for name, value in updates.gradient(knowledge.lr).items() if name in names}
         count, numbers = len(updates), list(range(len(updates)) if victims is None else victims)
         simulation = Simulation.of(
-            knowledge.model.to(device), knowledge.steps, knowledge.epochs, knowledge.lr, own=self.every_epoch > 0
+            knowledge.model, knowledge.steps, knowledge.epochs, knowledge.lr, own=self.every_epoch > 0, device=device
         )
         shared = shared_model(updates, list(updates.sent))
         clip = None if knowledge.clip_norm is None else knowledge.clip_norm / (knowledge.lr or 1.0)
