@@ -93,9 +93,7 @@ def llg_counts(signal: Tensor, examples: int, impact: Tensor | None = None, offs
     return counts
 
 
-def llg_impacts(
-    model: nn.Module, sent: Tree, weight: str, pictures: Tensor, examples: int, classes: int
-) -> tuple[Tensor, Tensor]:
+def llg_impacts(model: nn.Module, sent: Tree, weight: str, pictures: Tensor, examples: int) -> tuple[Tensor, Tensor]:
     """The impact [lanes] and offset [lanes, classes] of LLG, measured on auxiliary `pictures` [pictures, ...].
 
     Every picture is given every label in turn. The impact is the mean change of a class's signal by one picture of
@@ -156,19 +154,20 @@ def output_layer(model: nn.Module, names: Container[str], classes: int) -> str:
         raise InputError(
             f"labels cannot be inferred: the update has no linear output layer of {classes} classes; tell the labels"
         )
-    return found[-1]
+    last: str = found[-1]
+    return last
 
 
 def infer_labels(updates: Updates, knowledge: Knowledge) -> Tensor:
     """The labels [victims, examples] behind each update, in rising order; those told, where the attacker was told.
 
-    The order of choice: one picture, the sign of ∂b (iDLG), or without a bias the longest row of ∂W, which is the
+    The order of choice. One picture: the sign of ∂b (iDLG), or without a bias the longest row of ∂W, which is the
     label's as its entry of (softmax − one-hot) is as large as all others together; two classes without a bias by the
-    row sums. A batch, with a bias and a learning rate: the sum of chances (`infer_label_counts`) where public pictures
-    all get about the same, as an untrained model gives them, and iLRG otherwise; LLG with auxiliary pictures (public ones, or noise) without
-    a bias; LLG without auxiliaries where no learning rate tells the gradient's length. Of several local steps the mean
-    gradient is taken as if one model had made it, and the answer is approximate. Raises InputError for a model without
-    a linear output layer.
+    row sums. A batch with a bias and a learning rate: the sum of chances (`infer_label_counts`) where public pictures
+    all get about the same, as an untrained model gives them, and iLRG otherwise. Without a bias: LLG with auxiliary
+    pictures, public ones or noise. Where no learning rate tells the gradient's length: LLG without auxiliaries. Of
+    several local steps the mean gradient is taken as if one model had made it, and the answer is approximate. Raises
+    InputError for a model without a linear output layer.
     """
     if knowledge.labels is not None:
         return knowledge.labels
@@ -179,9 +178,11 @@ def infer_labels(updates: Updates, knowledge: Knowledge) -> Tensor:
     gradient = updates.gradient(None if knowledge.lr is None else knowledge.lr * taken)
     if knowledge.examples == 1:
         if has_bias:
-            return gradient[bias].argmin(1, keepdim=True)
+            lowest: Tensor = gradient[bias].argmin(1, keepdim=True)
+            return lowest
         if knowledge.classes > 2:
-            return gradient[weight].norm(dim=2).argmax(1, keepdim=True)
+            longest: Tensor = gradient[weight].norm(dim=2).argmax(1, keepdim=True)
+            return longest
         return infer_label_from_weights(gradient, weight)[:, None]
     pictures = knowledge.public
     if pictures is None:
@@ -203,9 +204,7 @@ def infer_labels(updates: Updates, knowledge: Knowledge) -> Tensor:
             )
             counts = torch.where(alike[:, None], summed, counts)
     else:
-        impact, offset = llg_impacts(
-            knowledge.model, updates.sent, weight, pictures, knowledge.examples, knowledge.classes
-        )
+        impact, offset = llg_impacts(knowledge.model, updates.sent, weight, pictures, knowledge.examples)
         counts = llg_counts(gradient[weight].sum(2), knowledge.examples, impact, offset)
     every = torch.arange(knowledge.classes)
     return torch.stack([every.repeat_interleave(count.cpu()) for count in counts])
