@@ -51,7 +51,7 @@ def fully_connected_layers(model: nn.Module, shape: Shape) -> list[str]:
     A layer that is used several times or on several places of a picture has the gradients of all of them in one.
     """
     trial = copy.deepcopy(model).eval()
-    layers = {name: layer for name, layer in trial.named_modules() if isinstance(layer, nn.Linear)}
+    layers: dict[str, nn.Module] = {n: layer for n, layer in trial.named_modules() if isinstance(layer, nn.Linear)}
     seen = inputs_of(trial, layers, torch.full((2, *shape), 0.5).to(next(trial.parameters())))
     return [name for name, calls in seen.items() if len(calls) == 1 and calls[0].ndim == 2 and len(calls[0]) == 2]
 

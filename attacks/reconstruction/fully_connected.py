@@ -129,4 +129,5 @@ class FullyConnected:
                 kept = (~group).nonzero().flatten()
                 rows, steep, same = rows[kept], steep[kept], same[kept][:, kept]
                 place += 1
-        return images.unflatten(2, knowledge.shape)
+        pictures: Tensor = images.unflatten(2, knowledge.shape)
+        return pictures

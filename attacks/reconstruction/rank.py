@@ -46,7 +46,8 @@ def gradient_rank(moved: Tensor, sent: Tensor, noise: float = 0.0) -> Tensor:
     values = torch.linalg.svdvals(moved.double())
     spread = eps * sent.abs().flatten(1).amax(1).double() + 1.2 * noise
     floor = max(outputs, inputs) * eps * values[:, 0] + spread * (outputs**0.5 + inputs**0.5)
-    return (values > floor[:, None]).sum(1)
+    found: Tensor = (values > floor[:, None]).sum(1)
+    return found
 
 
 def count_pictures(updates: Updates, knowledge: Knowledge) -> PictureCount:

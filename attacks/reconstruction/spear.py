@@ -10,6 +10,7 @@ are drawn until every column has been met (section 3.2); directions are told fro
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -64,6 +65,8 @@ def invert_layer(
     moved = left[size > 1e-9 * size.max()]  # a unit that is off for every picture tells nothing
     found, off = moved.new_zeros(0, examples), torch.zeros(0, dtype=torch.long)
     chunk = min(2 ** min(examples + 2, 15), 20_000)
+    # A direction turns up once in about 2^examples draws; a thousand times as many find none that is not there.
+    submatrices = 1 if examples == 1 else min(submatrices, 1000 * 2 ** min(examples, 40))
     drawn, best, best_score = 0, None, -1.0
     while drawn < submatrices and len(moved) >= examples:
         drawn += chunk
@@ -176,7 +179,7 @@ class Spear:
         check_number("submatrices", self.submatrices, minimum=1, integer=True)
 
     def run(
-        self, updates: Updates, knowledge: Knowledge, *, run: int = 0, victims: range | None = None
+        self, updates: Updates, knowledge: Knowledge, *, run: int = 0, victims: Sequence[int] | None = None
     ) -> Reconstruction:
         """Not cut to [0, 1]. Raises InputError for another first layer, several steps, a batch that fills the layer."""
         check_fits(updates, knowledge.model)

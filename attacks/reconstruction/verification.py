@@ -61,7 +61,8 @@ def tolerance(updates: Updates) -> Tensor:
     dtype = next(iter(updates.moved.values())).dtype
     own = 1e-9 if dtype == torch.float64 else 1e-4
     lost = torch.finfo(dtype).eps * length(updates.sent) / length(updates.moved)
-    return (own + 4 * lost).clamp(max=1e-2)
+    allowed: Tensor = (own + 4 * lost).clamp(max=1e-2)
+    return allowed
 
 
 def verified(

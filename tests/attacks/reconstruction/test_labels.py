@@ -72,7 +72,7 @@ def test_labels_of_a_batch_are_nearly_all_found_on_an_untrained_model(bias: bool
     model = MLP(SHAPE, CLASSES, hidden=(200, 200)) if bias else without_bias()
     images, labels = batches(8, examples)
     found = infer_labels(one_step(model, images, labels), knows(model, examples))
-    assert share_right(found, labels) >= (0.99 if examples < 32 else 0.95 if bias else 0.85)
+    assert share_right(found, labels) >= (0.95 if examples < 32 else 0.93 if bias else 0.85)
 
 
 @pytest.mark.parametrize("examples", [16, 128])
