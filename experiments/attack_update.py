@@ -28,7 +28,7 @@ from experiments import store
 from experiments.own_update.attacks import attack, attacks_for
 from experiments.own_update.case import Case, case_of
 from experiments.own_update.options import Options, read
-from experiments.own_update.page import figure_of, page, threat_model
+from experiments.own_update.page import figure_of, page, threat_model, verdict
 from experiments.own_update.trust import Scores, Trust, scores, trust, truth_of
 from experiments.terminal import command, one_line_errors, progress
 from fl_core.checkpoint import write_bytes, write_json
@@ -65,7 +65,7 @@ def perform(options: Options, told: str) -> Path:
     )
     shutil.rmtree(store.partial(options.folder), ignore_errors=True)
     labels = ", ".join(map(str, summary["labels"]))
-    print(f"{summary['attack']} answered: {trusted.in_words()} Labels: {labels}.")
+    print(f"{summary['attack']} answered: {verdict(answer, trusted)} Labels: {labels}.")
     if scored is not None:
         print(f"PSNR, picture by picture: {', '.join(f'{value:.1f}' for value in scored.psnr)} dB")
     return options.folder

@@ -11,11 +11,15 @@ from attacks.reconstruction import presets
 from attacks.reconstruction.base import Reconstruction
 from attacks.reconstruction.gradient_matching import GradientMatching
 from attacks.reconstruction.labels import output_bias
+from attacks.reconstruction.pipeline import Explained, Pipeline
 from attacks.reconstruction.simulation import observed_moments, parameters_among
 from experiments.own_update.case import Case
 from experiments.own_update.options import Options
 from experiments.own_update.trust import misfit
 from fl_core.errors import InputError, check_choice
+
+EXACT = "exact attacks"
+"""What the answers call the exact attacks together, where none of them had the answer."""
 
 PRESETS: dict[str, Callable[..., GradientMatching]] = {
     made.__name__: made
@@ -33,10 +37,10 @@ PRESETS: dict[str, Callable[..., GradientMatching]] = {
 
 
 def attacks_for(case: Case, asked: str | Sequence[str], changes: Mapping[str, Any]) -> list[GradientMatching]:
-    """The attacks, in the order in which they are tried; the first that is exact ends it.
+    """The attacks that search, in the order in which they are tried; the first that is exact ends it.
 
-    `auto` is one, `all` are those that suit the update; what solves for pictures instead of searching belongs in front
-    of both. InputError for a name or a field that there is not, and for attacks that were not told enough.
+    `auto` is one, `all` are those that suit the update. InputError for a name or a field that there is not, and for
+    attacks that were not told enough.
     """
     if asked == "auto":
         names = [name for name in ("local_steps", "adaptive", "grad_inversion") if _suits(name, case)]
@@ -112,16 +116,32 @@ def _changed(name: str, changes: Mapping[str, Any]) -> GradientMatching:
         raise InputError(f"attack={name} with {dict(changes)} cannot be made: {error}") from error
 
 
+def solved(case: Case, asked: str | Sequence[str], seed: int) -> Explained | None:
+    """What the exact attacks come to, which `auto` and `all` try before any that searches; None where they are not.
+
+    InputError where the update shows that the batch size is wrong.
+    """
+    if asked not in ("auto", "all"):
+        return None
+    return Pipeline().run(case.updates, case.knowledge, victims=[seed])
+
+
 def attack(
     case: Case, attacks: Sequence[GradientMatching], options: Options, partial: Path, told: Callable[[int], object]
 ) -> tuple[Reconstruction, dict[str, dict[str, Any]]]:
     """The answer that explains the update best, by the attacker's own eyes, and what each attack came to.
 
-    What an interrupted run left in `partial` is gone on with. `told` hears of all iterations that are done.
+    An exact answer is tried for first, see `solved`. What an interrupted run left in `partial` is gone on with. `told`
+    hears of all iterations that are done.
     """
     answers: dict[str, dict[str, Any]] = {}
     best: Reconstruction | None = None
     before = 0
+    exact = solved(case, options.attack, options.seed)
+    if exact is not None and bool(exact.exact[0]):
+        return exact, {exact.method[0]: _told(case, exact, "B")}
+    if exact is not None:
+        answers[EXACT] = {"misfit": None, "evaluations": int(exact.evaluations[0]), "reasons": list(exact.reasons)}
     for place, one in enumerate(attacks):
 
         def hear(done: int, before: int = before) -> None:
@@ -137,13 +157,7 @@ def attack(
             on_part=hear,
         )
         before += one.iterations
-        missed = misfit(case, found.selected(), found.selected_labels())
-        answers[one.name] = {
-            "misfit": float(missed[0]),
-            "objective": [float(value) for value in found.objective[0]],
-            "evaluations": int(found.evaluations[0]),
-            "letter": one.letter,
-        }
+        answers[one.name] = _told(case, found, one.letter)
         if best is None or answers[one.name]["misfit"] < answers[best.method[0]]["misfit"]:
             best = found
         if bool(found.exact[0]):
@@ -151,3 +165,13 @@ def attack(
             break
     assert best is not None
     return best, answers
+
+
+def _told(case: Case, found: Reconstruction, letter: str) -> dict[str, Any]:
+    """What one attack came to."""
+    return {
+        "misfit": float(misfit(case, found.selected(), found.selected_labels())[0]),
+        "objective": [float(value) for value in found.objective[0]],
+        "evaluations": int(found.evaluations[0]),
+        "letter": letter,
+    }

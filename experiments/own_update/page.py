@@ -116,6 +116,11 @@ def _shown(axis: Any, pixels: Tensor, words: str) -> None:
     picture(axis, pixels.numpy(), words)
 
 
+def verdict(answer: Reconstruction, trusted: Trust) -> str:
+    """How far the answer can be trusted, in a sentence."""
+    return "It explains the update to rounding." if bool(answer.exact[0]) else trusted.in_words()
+
+
 def page(
     options: Options,
     case: Case,
@@ -129,10 +134,9 @@ def page(
     method = answer.method[0]
     count = _count(case.knowledge.examples, "picture")
     spent = sum(int(one["evaluations"]) for one in answers.values())
-    exact = "The attacker checked it: it explains the update to rounding. " if bool(answer.exact[0]) else ""
     parts = [
         f"<h1>What one update gives away: {count}</h1>",
-        f'<p class="verdict">{escape(exact + trusted.in_words())}</p>',
+        f'<p class="verdict">{escape(verdict(answer, trusted))}</p>',
         f'<div class="pictures{"" if scored is None else " pairs"}">{"".join(_figures(answer, scored))}</div>',
         f'<p class="note">{escape(_about_pictures(scored))}</p>',
         f"<h2>How far to trust it</h2><p>{escape(_about_trust(trusted))}</p>{_misfits(trusted)}",
@@ -219,11 +223,14 @@ def _attacks(answers: Mapping[str, Mapping[str, Any]], method: str) -> str:
         return ""
     cells = "".join(
         f"<tr><td>{escape(name)}{' (answered)' if name == method else ''}</td>"
-        f'<td class="number">{one["misfit"]:.3g}</td><td class="number">{one["evaluations"]:,}</td></tr>'
+        f'<td class="number">{"–" if one["misfit"] is None else format(one["misfit"], ".3g")}</td>'
+        f'<td class="number">{one["evaluations"]:,}</td></tr>'
         for name, one in answers.items()
     )
     head = '<tr><th>attack</th><th class="number">misfit</th><th class="number">gradients</th></tr>'
-    return f"<table>{head}{cells}</table>"
+    reasons = [reason for one in answers.values() for reason in one.get("reasons", [])]
+    why = "".join(f"<li>{escape(reason)}</li>" for reason in reasons)
+    return f"<table>{head}{cells}</table>" + (f"<p>No exact answer:</p><ul>{why}</ul>" if why else "")
 
 
 def _decibels(value: float) -> str:

@@ -18,10 +18,11 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from attacks.pictures import psnr
+from attacks.pictures import EXACT_DB, psnr
 from attacks.reconstruction import fitting as descent
 from attacks.reconstruction.base import Reconstruction
-from attacks.reconstruction.gradient_matching import GradientMatching, infer_labels
+from attacks.reconstruction.gradient_matching import GradientMatching
+from attacks.reconstruction.labels import infer_labels
 from attacks.reconstruction.simulation import observed_moments
 from experiments import attack_update
 from experiments.own_update.attacks import PRESETS
@@ -41,6 +42,9 @@ def normed():
         nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.Sigmoid(), nn.Flatten(), nn.Linear(144, 10)
     )
 
+def curved():
+    return nn.Sequential(nn.Conv2d(1, 4, 3), nn.Softplus(), nn.Flatten(), nn.Linear(144, 10))
+
 def text(): return "no model"
 def biasless(): return nn.Sequential(nn.Flatten(), nn.Linear(64, 10, bias=False))
 def counting():
@@ -56,7 +60,7 @@ USUAL = {
     "shape": "[1,8,8]",
     "batch_size": "1",
 }
-QUICK = ["attack.iterations=4", "attack.restarts=2", "attack.part=2", "backend=vmap"]
+QUICK = ["attack=inverting_gradients", "attack.iterations=4", "attack.restarts=2", "attack.part=2", "backend=vmap"]
 
 
 @pytest.fixture
@@ -282,7 +286,7 @@ def test_an_attack_that_fails_is_said_to_have_no_answer(here: Path, mirage, monk
 
 def test_running_statistics_give_the_batchs_moments_to_the_attack_and_their_counter_is_ignored(here: Path, mirage):
     make("normed", pictures=2)
-    mirage(*QUICK, "model=own_nets:normed", batch_size="2")
+    mirage(*QUICK, "attack=auto", "model=own_nets:normed", batch_size="2")
     assert summary()["attack"] == "GradInversion"
     case = case_of(read([f"{n}={v}" for n, v in (USUAL | {"model": "own_nets:normed"}).items()]))
     assert not any("tracked" in name for name in case.updates.moved)
@@ -298,13 +302,36 @@ def test_running_statistics_give_the_batchs_moments_to_the_attack_and_their_coun
 
 def test_an_update_without_statistics_leaves_the_models_own(here: Path, mirage):
     make("normed", pictures=2)
-    mirage(*QUICK, "update_is=gradient", "model=own_nets:normed", update="D.safetensors", batch_size="2")
+    mirage(*QUICK, "attack=auto", "update_is=gradient", "model=own_nets:normed", update="D.safetensors", batch_size="2")
     assert summary()["attack"] == "GradInversion"
 
 
-def test_all_tries_what_fits_and_the_least_misfit_answers(here: Path, mirage):
-    mirage(*QUICK, "attack=all", "lr=0.1")
+def test_what_algebra_solves_is_not_searched_for(here: Path, mirage):
+    mirage("truth=T.safetensors", attack="auto")
     told = summary()
+    assert told["attack"] == "fully connected layer"
+    assert told["exact"]
+    assert told["evaluations"] < 5
+    assert told["scores"]["psnr"] == [EXACT_DB]
+    assert "it explains the update to rounding" in Path("results/own_update/page.html").read_text()
+
+
+def test_a_batch_size_that_the_update_s_rank_contradicts_is_refused(here: Path, mirage, capsys):
+    make("mlp", pictures=4)
+    with pytest.raises(SystemExit) as caught:
+        mirage(attack="auto", batch_size="2")
+    assert caught.value.code == 2
+    said = capsys.readouterr().err
+    assert "4 pictures at least, not 2" in said or "at least 4" in said, said
+    assert not Path("results").exists()
+
+
+def test_all_tries_what_fits_and_the_least_misfit_answers(here: Path, mirage):
+    make("curved")
+    mirage(*QUICK, "attack=all", "lr=0.1", model="own_nets:curved")
+    told = summary()
+    exact = told["attacks"].pop("exact attacks")
+    assert [reason.split(":")[0] for reason in exact["reasons"]] == ["fully connected layer", "SPEAR", "R-GAP"]
     assert set(told["attacks"]) == {"inverting gradients", "layer-weighted", "deep image prior", "iDLG", "DLG"}
     least = min(told["attacks"], key=lambda name: told["attacks"][name]["misfit"])
     assert told["attack"] == least
@@ -380,7 +407,7 @@ def test_an_unknown_rate_costs_no_label_of_a_batch(pictures, here: Path, mirage)
 
 
 def test_local_epochs_are_simulated(here: Path, mirage):
-    mirage(*QUICK, "lr=0.1", "steps=2", "epochs=2", batch_size="2")
+    mirage(*QUICK, "attack=auto", "lr=0.1", "steps=2", "epochs=2", batch_size="2")
     assert summary()["attack"] == "simulated local steps"
     assert "2 x 2 local steps" in summary()["threat_model"]
 
@@ -400,7 +427,7 @@ def test_a_part_of_the_model_is_enough_where_that_is_said(here: Path, mirage):
 def test_one_picture_comes_back_from_a_file_through_the_command(here: Path):
     command = [sys.executable, "-m", "experiments.attack_update"]
     usual = [f"{name}={value}" for name, value in USUAL.items()]
-    more = ["truth=T.safetensors", "attack.iterations=600", "attack.restarts=2", "backend=vmap"]
+    more = ["attack=inverting_gradients", "truth=T.safetensors", "attack.iterations=600", "attack.restarts=2", "backend=vmap"]
     done = subprocess.run([*command, *usual, *more], capture_output=True, text=True, check=True)
     assert done.stderr == ""
     found, truth = load_file("results/own_update/reconstruction.safetensors"), load_file("T.safetensors")
@@ -533,7 +560,7 @@ def test_labels_that_cannot_be_inferred_are_asked_for(here, mirage, capsys):
     assert "attack=idlg infers labels" in capsys.readouterr().err
     assert not Path("results").exists()
     mirage(*QUICK, "lr=0.1", "attack=all", model="own_nets:biasless")
-    assert set(summary()["attacks"]) == {"DLG"}
+    assert set(summary()["attacks"]) == {"DLG", "exact attacks"}
     mirage(*QUICK, "labels=[3]", model="own_nets:biasless")
     assert summary()["labels"] == [3]
 
