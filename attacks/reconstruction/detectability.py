@@ -6,8 +6,8 @@ Three things that a client can compute from the model, a benign model of the sam
   code): of a weight's per-example gradients the longest over the sum of all others, the largest over weights. Above 1
   one example outweighs the rest of the batch together. It is inf where one example alone has a gradient.
 - The parameters: how far each variable's entries are distributed from the benign model's (two-sample Kolmogorov-Smirnov
-  distance), how many rows of a weight point the same way as another row, how many outputs of a weight are all zeros,
-  and how far the largest entry is from the benign model's largest.
+  distance), how much of a weight's rank is missing, as where rows are multiples of each other, how many of its rows are
+  all zeros, and its largest entry over the benign model's largest.
 - The architecture: variables that the benign model does not have, or has in another shape.
 
 `Limits` turns them into a verdict. Benign models pass or fail it, too: what share of them fails is to be measured, with
@@ -28,7 +28,7 @@ from fl_core.optimizers import Tree
 from fl_core.per_example import example_gradients
 from fl_core.rules import Outer
 
-ALIKE = 0.9999  # a cosine at which two rows of random weights never are
+NOTHING = 1e-4  # of the largest singular value: a direction that a weight does not have
 
 ENOUGH = 64  # entries of a variable, for a distance that does not come from chance
 
@@ -39,12 +39,12 @@ class Limits:
 
     d_snr: float = 1.0
     distance: float = 0.5
-    alike: float = 0.05
+    deficient: float = 0.05
     silent: float = 0.05
     extreme: float = 20.0
 
     def __post_init__(self) -> None:
-        for name in ("d_snr", "distance", "alike", "silent", "extreme"):
+        for name in ("d_snr", "distance", "deficient", "silent", "extreme"):
             check_number(f"limits.{name}", getattr(self, name), minimum=0)
 
 
@@ -52,14 +52,14 @@ class Limits:
 class Detectability:
     """A model's scores, and in words what is over its limit.
 
-    `d_snr` by weight; `distance` by variable that both models have, in [0, 1]; `alike` and `silent`, shares of a
-    weight's rows, and `extreme`, the largest entry over the benign model's largest, by weight or variable; `added` are
+    `d_snr` is by weight, and so are `deficient` and `silent`, shares of a weight's rank and rows; `distance` in [0, 1]
+    and `extreme`, the largest entry over the benign model's largest, are by variable that both models have; `added` are
     variables that the benign model has not, or not in that shape.
     """
 
     d_snr: Mapping[str, float]
     distance: Mapping[str, float]
-    alike: Mapping[str, float]
+    deficient: Mapping[str, float]
     silent: Mapping[str, float]
     extreme: Mapping[str, float]
     added: Mapping[str, tuple[int, ...]]
@@ -75,7 +75,7 @@ class Detectability:
         said = {
             "d_snr": "one example outweighs all others",
             "distance": "entries are not distributed as in a benign model",
-            "alike": "rows point the same way",
+            "deficient": "rows depend on each other",
             "silent": "rows are all zeros",
             "extreme": "entries are far too large",
         }
@@ -112,7 +112,7 @@ def detect(
     return Detectability(
         d_snr=d_snr,
         distance={name: ks_distance(sent[name], value) for name, value in shared.items() if value.numel() >= ENOUGH},
-        alike={name: _alike(value) for name, value in weights.items()},
+        deficient={name: _deficient(value) for name, value in weights.items()},
         silent={name: float((value == 0).all(1).double().mean()) for name, value in weights.items()},
         extreme={
             name: float(sent[name].abs().max() / value.abs().max().clamp(min=1e-12)) for name, value in shared.items()
@@ -150,12 +150,9 @@ def _outweighs(lengths: Tensor) -> float:
     return longest / others if others > 0 else float("inf")
 
 
-def _alike(rows: Tensor) -> float:
-    """The share of rows that are not zeros and point the way of another one, or the opposite."""
+def _deficient(rows: Tensor) -> float:
+    """The share of a matrix's rank that is missing: 0 for full rank, as random weights have."""
     rows = rows.double()
-    rows = rows[rows.norm(dim=1) > 0]
-    if len(rows) < 2:
-        return 0.0
-    directions = nn.functional.normalize(rows, dim=1)
-    cosines = (directions @ directions.T).abs().fill_diagonal_(0)
-    return float((cosines > ALIKE).any(1).double().mean())
+    gram = rows @ rows.T if len(rows) <= rows.shape[1] else rows.T @ rows
+    squares = torch.linalg.eigvalsh(gram)
+    return float((squares <= NOTHING**2 * squares[-1]).double().mean())

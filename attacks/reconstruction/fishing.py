@@ -17,6 +17,7 @@ compute their gradients on the same batch every time.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar
@@ -83,10 +84,14 @@ class Fishing:
 
         Above a cutoff of −inf are all.
         """
-        weight, bias = torch.zeros_like(model[self.weight]), torch.zeros_like(model[self.bias])
+        classes, _ = self._shape(model)
+        weight = torch.zeros_like(model[self.weight])
         weight[self.target] = self.steepness * direction.to(weight)
-        raised = -self.depth if cutoff is None else -self.steepness * cutoff
-        bias[self.target] = min(max(raised, -self.depth), self.depth)
+        # The other classes' biases carry the cutoff: an update of a large number is rounded, and those are not read.
+        raised = self.depth if cutoff is None else self.steepness * cutoff
+        others = min(max(raised, -self.depth), self.depth) - math.log(classes - 1)  # p is 1/2 at the cutoff
+        bias = torch.full_like(model[self.bias], others)
+        bias[self.target] = 0.0
         return model | {self.weight: weight, self.bias: bias}
 
     def run(self, play: Play, model: Tree, examples: int, direction: Tensor) -> Catch:
@@ -106,10 +111,10 @@ class Fishing:
             played = self._played(play, self.cast(model, direction, cutoff))
             left = {name: value - base[name] for name, value in played.items()}
             count = float(left[self.bias][self.target]) * examples
-            if count < 0.5:
-                break  # of those that passed before none is above their mean: they agree
+            if count < 0.5 or (passing and count > 0.99 * passing):
+                break  # those that passed before agree: none is above their mean, or all are halfway through
             found, passing = left, count
-            if abs(count - 1) < 0.01:
+            if count < 1.05:  # a lone example halfway through is alone, too
                 break
             # Some example lies above the mean of those that pass, and some does not.
             mean = left[self.weight][self.target].double() / left[self.bias][self.target].double()
