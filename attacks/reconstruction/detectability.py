@@ -6,8 +6,8 @@ Three things that a client can compute from the model, a benign model of the sam
   code): of a weight's per-example gradients the longest over the sum of all others, the largest over weights. Above 1
   one example outweighs the rest of the batch together. It is inf where one example alone has a gradient.
 - The parameters: how far each variable's entries are distributed from the benign model's (two-sample Kolmogorov-Smirnov
-  distance), how much of a weight's rank is missing, as where rows are multiples of each other, how many of its rows are
-  all zeros, and its largest entry over the benign model's largest.
+  distance, less what chance makes of it), how much of a weight's rank is missing, as where rows are multiples of each
+  other, how many of its rows are all zeros, and its largest entry over the benign model's largest.
 - The architecture: variables that the benign model does not have, or has in another shape.
 
 `Limits` turns them into a verdict. Benign models pass or fail it, too: what share of them fails is to be measured, with
@@ -16,6 +16,7 @@ models as they are after as much training as there will be (see `experiment=mali
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -30,15 +31,13 @@ from fl_core.rules import Outer
 
 NOTHING = 1e-4  # of the largest singular value: a direction that a weight does not have
 
-ENOUGH = 64  # entries of a variable, for a distance that does not come from chance
-
 
 @dataclass(frozen=True, kw_only=True)
 class Limits:
     """What is taken for a tampered model: scores above these."""
 
     d_snr: float = 1.0
-    distance: float = 0.5
+    distance: float = 0.02
     deficient: float = 0.05
     silent: float = 0.05
     extreme: float = 20.0
@@ -111,7 +110,9 @@ def detect(
     weights = {name: value.flatten(1) for name, value in sent.items() if value.dim() > 1 and len(value) > 1}
     return Detectability(
         d_snr=d_snr,
-        distance={name: ks_distance(sent[name], value) for name, value in shared.items() if value.numel() >= ENOUGH},
+        distance={
+            name: max(ks_distance(sent[name], it) - chance_distance(it.numel()), 0) for name, it in shared.items()
+        },
         deficient={name: _deficient(value) for name, value in weights.items()},
         silent={name: float((value == 0).all(1).double().mean()) for name, value in weights.items()},
         extreme={
@@ -128,6 +129,11 @@ def ks_distance(first: Tensor, second: Tensor) -> float:
     at = torch.cat([one, two])
     under = [torch.searchsorted(values, at, right=True).double() / len(values) for values in (one, two)]
     return float((under[0] - under[1]).abs().max())
+
+
+def chance_distance(entries: int, chance: float = 1e-6) -> float:
+    """What the distance of two samples of one distribution exceeds with about this chance, each of so many entries."""
+    return math.sqrt(-math.log(chance / 2) / entries)
 
 
 def _lengths(sent: Tree, model: nn.Module, pictures: Tensor, labels: Tensor) -> dict[str, Tensor]:

@@ -46,6 +46,8 @@ class Switched(Imprinted):
         channels, height, width = shape
         self.switch = nn.Conv2d(channels, clients * (channels + 1), 1)
         self.imprint = nn.Linear(clients * (channels + 1) * height * width, bins, bias=False)
+        # Units that stay off or on after their step may not move the logits together, or later pictures have no loss.
+        self.weighing = self.weighing / bins
 
     def measured(self, pixels: Tensor) -> Tensor:
         units: Tensor = self.imprint(self.switch(pixels).relu().flatten(1))
@@ -65,7 +67,7 @@ class Loki:
     bins: int
     kind: Kind = "sparse"
     gain: float = 8.0
-    scale: float = 100.0
+    scale: float = 1000.0
 
     name: ClassVar[str] = "LOKI"
     needs: ClassVar[type[MaliciousServer]] = MaliciousServer

@@ -83,11 +83,13 @@ class TrapWeights:
         if self.weight not in sent or sent[self.weight].shape != ruler.rows.shape:
             shape = tuple(sent[self.weight].shape) if self.weight in sent else "missing"
             raise InputError(f"{self.weight} is {shape} and the traps are {tuple(ruler.rows.shape)}; make them alike")
+        # A unit fires as it does at any length of its row, and new weights of the same size are the least conspicuous.
+        size = self.scale * float(sent[self.weight].std() / ruler.rows.std())
+        rows, low = size * ruler.rows, size * ruler.low
         # row · (scale·x + shift) / scale − shift/scale · Σ row is row · x.
-        rows = ruler.rows / ruler.spread
         return sent | {
             self.weight: (rows / self.scale).to(sent[self.weight]),
-            self.bias: (-self.shift / self.scale * rows.sum(1) - ruler.low / ruler.spread).to(sent[self.bias]),
+            self.bias: (-self.shift / self.scale * rows.sum(1) - low).to(sent[self.bias]),
         }
 
     def run(self, observation: MaliciousServer, knowledge: ImprintKnowledge, *, round: int = 0) -> Imprints:
