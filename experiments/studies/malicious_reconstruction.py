@@ -16,13 +16,10 @@ import torch
 from matplotlib.figure import Figure
 from scipy.optimize import brentq
 from scipy.stats import binom
-from torch import Tensor, nn
+from torch import Tensor
 
 from attacks.metrics import clopper_pearson, mean_interval
-from attacks.reconstruction.detectability import detect
-from attacks.reconstruction.fishing import Fishing
-from attacks.reconstruction.imprint import Imprinted, alone
-from attacks.reconstruction.label_flip import LabelFlip
+from attacks.reconstruction.imprint import alone
 from attacks.reconstruction.loki import alone_in_time
 from attacks.reconstruction.prior import linear_prior
 from defenses.noise import cut
@@ -30,13 +27,14 @@ from defenses.secagg.parameters import Parameters
 from experiments.scoring import EXACT_DB
 from experiments.studies import malicious_reconstruction_figure as paper
 from experiments.studies.base import Setting, Study, Values
+from experiments.studies.malicious_reconstruction_noticed import NOTICED, Client
 from experiments.studies.malicious_reconstruction_scene import (
     ATTACKS,
     DEEP,
     DENSE,
     FISHING,
     FLIP,
-    LAYERS,
+    LARGEST,
     LOKI,
     SPARSE,
     Layer,
@@ -58,21 +56,12 @@ from experiments.studies.tampering import (
     masked_sum,
     plain,
     row,
-    to_all,
-    updates_of,
 )
-from fl_core.architectures import MLP
-from fl_core.data import ImageSet
 from fl_core.errors import InputError, check_number
-from fl_core.models import initial_parameters
 from fl_core.optimizers import Tree
-from fl_core.seeds import generator, seed
 
 NO_HASH = bytes(32)
 SHOWN = 6  # pictures in the figure
-LARGEST = 999.0  # what stands for an infinite score in a record
-SCORES = ("d_snr", "distance", "deficient", "silent", "extreme")
-BENIGN = {"benign, new": 0, "benign, 50 steps": 50, "benign, 1000 steps": 1000}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -159,7 +148,7 @@ class MaliciousReconstruction(Study):
             *({"part": "attack", "attack": name, "clients": count} for name in ATTACKS for count in self.clients),
             *({"part": "loki", "clients": count} for count in self.loki_clients),
             *({"part": "steps", "steps": steps} for steps in self.steps),
-            *({"part": "noticed", "model": name} for name in (*BENIGN, *LAYERS, FISHING, FLIP)),
+            *({"part": "noticed", "model": name} for name in NOTICED),
         ]
 
     def measure(self, point: Values, setting: Setting) -> Values:
@@ -175,7 +164,8 @@ class MaliciousReconstruction(Study):
             case "steps":
                 return {"rows": self._beside(self.loki_cohort, point["steps"], self.step_units, setting)}
             case _:
-                return {"rows": self._noticed(point["model"], setting)}
+                client = Client(units=self.units, hidden=self.hidden, batch=self.batch, lr=self.lr, setting=setting)
+                return {"rows": client.looks_at(point["model"], self.benign)}
 
     def figure(self, records: Sequence[Values], title: str) -> Figure:
         return paper.draw(self, records, title)
@@ -284,7 +274,7 @@ class MaliciousReconstruction(Study):
                         unit = mine.ruler.fires(pictures[lone]).int().argmax(1)
                         estimated = prior.estimate(answer.pictures[0, unit].float(), answer.deviation[0, unit])
                         kept.setdefault("truth", as_plain(pictures[lone]))
-                        kept[str(epsilon)] = as_plain(estimated)
+                        kept[f"{epsilon:g}" if epsilon else "none"] = as_plain(estimated)
                 seen = np.concatenate(shares)
                 rows.append(row(clopper_pearson(int(seen.sum()), len(seen)), metric="recognised", **about))
                 rows.append(row(mean_interval(np.concatenate(levels)), metric="psnr", **about))
@@ -360,69 +350,6 @@ class MaliciousReconstruction(Study):
             about = {"attack": name, "expected": closed}
             found += [one | about for one in _shares(scores)]
         return found
-
-    # What a client could have noticed
-
-    def _noticed(self, name: str, setting: Setting) -> list[Values]:
-        """The median scores of benign models, or of what an attack sends, and how often a client finds fault."""
-        scores: dict[str, list[float]] = {}
-        for trial in range(self.benign):
-            rows = drawn(setting.pool, self.batch, setting.seed, trial)
-            sent, code, reference = self._sent(name, trial, setting)
-            mark = detect(sent, code, reference, (setting.pool.images[rows], setting.pool.labels[rows]))
-            for score in SCORES:
-                scores.setdefault(score, []).append(min(mark.worst(score), LARGEST))
-                over = mark.worst(score) > getattr(mark.limits, score)
-                scores.setdefault(f"{score} over", []).append(over)
-            scores.setdefault("added", []).append(len(mark.added))
-            scores.setdefault("parameters", []).append(
-                any(mark.worst(one) > getattr(mark.limits, one) for one in SCORES[1:])
-            )
-            scores.setdefault("noticed", []).append(mark.noticed)
-        found = []
-        for metric, values in scores.items():
-            if metric in SCORES or metric == "added":
-                found.append(plain(float(np.median(values)), metric=metric))
-            else:
-                found.append(row(clopper_pearson(int(sum(values)), len(values)), metric=metric))
-        return found
-
-    def _sent(self, name: str, trial: int, setting: Setting) -> tuple[Tree, nn.Module, Tree]:
-        """What a client is sent, its code, and the benign model that it compares it with: a new one of the agreed code.
-
-        For a trained model that is the one of ten steps before, as the last round's.
-        """
-        pool, run = setting.pool, seed(setting.seed, "noticed", trial)
-        if name in LAYERS:
-            mine = layer(name, pool, setting.test.images, self.units, self.hidden, run, clients=4, crowd=self.batch)
-            sent = {key: value[0] for key, value in mine.sent_to(slice(0, 1), 4).items()}
-            inner = mine.model.inner if isinstance(mine.model, Imprinted) else mine.model
-            assert isinstance(inner, nn.Module)
-            own = "inner." if isinstance(mine.model, Imprinted) else ""
-            new = initial_parameters(inner, seed(run, "reference"))
-            return sent, mine.model, {own + key: value for key, value in new.items()}
-        model = MLP(pool.shape, len(pool.classes), hidden=(self.hidden,))
-        start, new = (initial_parameters(model, seed(run, what)) for what in ("model", "reference"))
-        if name == FISHING:
-            attack = Fishing(target=trial % len(pool.classes))
-            return attack.cast(start, attack.direction(start, run), 0.0), model, new
-        if name == FLIP:
-            return (
-                LabelFlip(first=trial % len(pool.classes), second=(trial + 1) % len(pool.classes)).flipped(start),
-                model,
-                new,
-            )
-        steps = BENIGN[name]
-        if not steps:
-            return start, model, new
-        draw = generator(run, "batches")
-        batches = [torch.randint(len(pool), (32,), generator=draw) for _ in range(steps)]
-        before = self._trained(model, start, batches[:-10], pool)
-        return self._trained(model, before, batches[-10:], pool), model, before
-
-    def _trained(self, model: nn.Module, start: Tree, batches: list[Tensor], data: ImageSet) -> Tree:
-        moved = updates_of(model, to_all(start, 1), data, [batches], self.lr)
-        return {name: value + moved[name][0] for name, value in start.items()}
 
 
 def _shares(scores: Sequence[Array]) -> list[Values]:

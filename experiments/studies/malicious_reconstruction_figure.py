@@ -13,11 +13,13 @@ from matplotlib.figure import Figure
 from experiments.figures import BLUE, GREEN, GREY, ORANGE, PURPLE, SKY, STYLE
 from experiments.studies.base import Values, rows
 from experiments.studies.drawing import cells, entry, line, markdown, number, pictures
+from experiments.studies.malicious_reconstruction_noticed import NOTICED, SCORES
 from experiments.studies.malicious_reconstruction_scene import (
     ATTACKS,
     DENSE,
     FISHING,
     FLIP,
+    LARGEST,
     LAYERS,
     LOKI,
     SIGNS,
@@ -39,8 +41,6 @@ LOOKS: dict[str, dict[str, Any]] = {
     FLIP: {"color": SKY, "marker": "P"},
 }
 THEORY: dict[str, Any] = {"linewidth": 0.9, "linestyle": (0, (1, 1)), "color": "0.3"}
-BENIGN = ("benign, new", "benign, 50 steps", "benign, 1000 steps")
-NOTICED = (*BENIGN, *LAYERS, FISHING, FLIP)
 
 
 def draw(study: MaliciousReconstruction, records: Sequence[Values], title: str) -> Figure:
@@ -155,9 +155,9 @@ def _beside(axes: Axes, found: Sequence[Values], x: str) -> None:
 def _examples(axes: Axes, records: Sequence[Values]) -> None:
     """The same pictures, alone in the sparse layer's units, out of the masked sum."""
     (kept,) = [one["pictures"] for one in records if one["part"] == "noise"]
-    columns = [("true", kept["truth"]), ("no\nnoise", kept["None"])]
-    promised = sorted((float(name) for name in kept if name not in ("truth", "None")), reverse=True)
-    columns += [(f"ε =\n{_short(epsilon)}", kept[str(epsilon)]) for epsilon in promised]
+    columns = [("true", kept["truth"]), ("no\nnoise", kept["none"])]
+    promised = sorted((float(name) for name in kept if name not in ("truth", "none")), reverse=True)
+    columns += [(f"ε =\n{_short(epsilon)}", kept[f"{epsilon:g}"]) for epsilon in promised]
     pictures(axes, columns)
     axes.set_title("f  Sparse imprint, masked sum", loc="left", pad=16)
 
@@ -183,12 +183,11 @@ def _noticed(axes: Axes, records: Sequence[Values]) -> None:
     axes.set_title("g  What a client could have noticed (over its limit: shaded red)", loc="left")
 
 
-SCORES = ("d_snr", "distance", "deficient", "silent", "extreme")
 HEADS = ("D-SNR", "KS distance", "rank missing", "zero rows", "largest entry")
 
 
 def _score(value: float) -> str:
-    return ">999" if value >= 999 else f"{value:.2f}" if value < 100 else f"{value:.0f}"
+    return ">999" if value >= LARGEST else f"{value:.2f}" if value < 100 else f"{value:.0f}"
 
 
 def _scores(records: Sequence[Values], name: str) -> dict[str, Values]:

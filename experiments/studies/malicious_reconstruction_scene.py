@@ -40,6 +40,7 @@ FISHING, DEEP, FLIP = "fishing", "fishing, CNN", "label flip"
 LAYERS = (DENSE, SPARSE, SIGNS, TRAPS, LOKI)
 ATTACKS = (*LAYERS, FISHING, DEEP, FLIP)
 GAIN = 8.0
+LARGEST = 999.0  # what stands for an infinite number in a record
 ONE = 0.9999  # the purity at which a server takes a gradient for one example's
 SINGLE = LayerKnowledge(weight="hidden.0.weight", bias="hidden.0.bias", shape=(1, 1, 1))
 
