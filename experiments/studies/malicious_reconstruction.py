@@ -78,7 +78,7 @@ class MaliciousReconstruction(Study):
 
     goal_batch: int = 64
     goal_clients: int = 16
-    goal_trials: int = 10
+    goal_trials: int = 20
     units: int = 256
     clients: Sequence[int] = (1, 4, 16)
     batch: int = 16
@@ -184,9 +184,10 @@ class MaliciousReconstruction(Study):
 
     def _goals(self, setting: Setting) -> list[Values]:
         found = []
-        expected = alone("dense", self.units, self.goal_batch)
-        count = self.goal_batch * self.goal_trials
-        low, high = (float(binom.ppf(at, count, expected)) / count for at in (0.025, 0.975))
+        expected, deviation = alone_of(self.units, self.goal_batch)
+        margin = 1.96 * deviation / self.goal_trials**0.5
+        chance = {"expected": expected, "chance_low": expected - margin, "chance_high": min(expected + margin, 1.0)}
+        least, most = (float(binom.ppf(at, self.goal_batch, expected)) for at in (0.025, 0.975))
         for name in (DENSE, SPARSE):
             mine = self._goal(name, setting)
             for way, dtype, clients in (
@@ -210,11 +211,12 @@ class MaliciousReconstruction(Study):
                     scores.append(played.scores(answer, pictures, clients))
                     lone.append(played.alone(pictures, clients))
                 every, single = np.concatenate(scores), np.concatenate(lone)
-                hits = int((every >= RECOVERED_DB).sum())
+                hits = np.array([(one >= RECOVERED_DB).sum() for one in scores])
                 about = {"attack": name, "way": way}
-                share = row(clopper_pearson(hits, count), metric="recovered", **about)
-                chance = {"expected": expected, "chance_low": low, "chance_high": high, "pictures": count}
-                found.append(share | chance | {"inside": low <= hits / count <= high})
+                share = row(mean_interval(hits / self.goal_batch), metric="recovered", **about)
+                inside = bool(abs(share["value"] - expected) <= margin)
+                batches = {"inside": inside, "batches": int(((least <= hits) & (hits <= most)).sum())}
+                found.append(share | chance | batches | {"binomial": f"{least:g} to {most:g}"})
                 for metric, value in (
                     ("least PSNR alone", every[single].min()),
                     ("median PSNR alone", np.median(every[single])),
@@ -350,6 +352,17 @@ class MaliciousReconstruction(Study):
             about = {"attack": name, "expected": closed}
             found += [one | about for one in _shares(scores)]
         return found
+
+
+def alone_of(bins: int, pictures: int) -> tuple[float, float]:
+    """The share of `pictures` that are alone in one of as many equally likely bins: its mean and standard deviation.
+
+    A collision takes two pictures at once, so that the share varies more than that of independent ones.
+    """
+    mean = alone("dense", bins, pictures)
+    both = (1 - 1 / bins) * (1 - 2 / bins) ** (pictures - 2)
+    variance = mean * (1 - mean) / pictures + (1 - 1 / pictures) * (both - mean**2)
+    return mean, float(max(variance, 0.0) ** 0.5)
 
 
 def _shares(scores: Sequence[Array]) -> list[Values]:

@@ -73,10 +73,10 @@ def _goal(study: MaliciousReconstruction, axes: Axes, records: Sequence[Values])
                 axes.errorbar(
                     place + shift, one["value"], yerr=bars, capsize=2, markersize=4, label=label, **LOOKS[name]
                 )
-    axes.set_xticks(range(3), ["one client\nfloat64", "one client\nfloat32", f"masked sum\nof {study.goal_clients}"])
+    axes.set_xticks(range(3), ["float64", "float32", "float32,\nmasked"])
     axes.set_xlim(-0.5, 2.5)
     axes.set_ylim(0.6, 0.95)
-    axes.set_ylabel("share recovered")
+    axes.set(xlabel=f"one client (masked: {study.goal_clients})", ylabel="share recovered")
     axes.set_title(f"a  {study.goal_batch} pictures, {study.units} bins", loc="left")
     axes.plot([], [], **THEORY, label="$(1-1/k)^{n-1}$, 95%")
     axes.legend(loc="upper left")
@@ -94,7 +94,7 @@ def _noise(axes: Axes, records: Sequence[Values]) -> None:
             axes.axhline(one["value"], color="0.5", linewidth=0.8, linestyle=style, zorder=0, label=guess)
     axes.set_xticks(list(places.values()), [_short(epsilon) for epsilon in places])
     axes.set_ylim(0, 105)
-    axes.set(xlabel="client-level ε of the masked sum", ylabel="PSNR (dB)")
+    axes.set(xlabel="client-level ε", ylabel="PSNR (dB)")
     axes.set_title("b  Noise in shares", loc="left")
     axes.legend(loc="upper left")
 
@@ -108,12 +108,13 @@ def _short(epsilon: float | None) -> str:
 def _attacks(study: MaliciousReconstruction, axes: Axes, records: Sequence[Values]) -> None:
     for name in (*LAYERS, FLIP, FISHING):
         mine = rows(records, part="attack", metric="recovered", attack=name)
-        line(axes, mine, "clients", markersize=4, label=name, **LOOKS[name])
+        shift = 1.06 if name == SPARSE else 1.0  # which lies on the dense one
+        line(axes, mine, "clients", shift=shift, markersize=4, label=name, **LOOKS[name])
     _clients(axes, study.clients)
     axes.set_ylim(-0.03, 1.62)
     axes.set_yticks(np.linspace(0, 1, 6))
     axes.set_ylabel("share recovered")
-    axes.set_title("c  All attacks, from the sum", loc="left")
+    axes.set_title("c  All attacks", loc="left")
     axes.legend(loc="upper left", ncols=2, columnspacing=0.8, handlelength=1.6)
 
 
@@ -128,7 +129,7 @@ def _loki(study: MaliciousReconstruction, axes: Axes, records: Sequence[Values])
     _beside(axes, rows(records, part="loki", metric="recovered"), "clients")
     _clients(axes, study.loki_clients)
     axes.set_ylim(-0.03, 1.35)
-    axes.set_title(f"d  {study.loki_units} bins, {study.loki_batch} pictures a client", loc="left")
+    axes.set_title(f"d  One step, {study.loki_units} bins", loc="left")
 
 
 def _steps(study: MaliciousReconstruction, axes: Axes, records: Sequence[Values]) -> None:
@@ -136,13 +137,13 @@ def _steps(study: MaliciousReconstruction, axes: Axes, records: Sequence[Values]
     axes.set_xscale("log", base=2)
     axes.set_xticks(list(study.steps), [str(steps) for steps in study.steps])
     axes.minorticks_off()
-    axes.set_xlabel(f"local steps, {study.loki_cohort} clients, {study.step_units} bins")
+    axes.set_xlabel("local steps")
     axes.set_ylim(-0.03, 1.35)
-    axes.set_title("e  Several local steps", loc="left")
+    axes.set_title(f"e  {study.loki_cohort} clients, {study.step_units} bins", loc="left")
 
 
 def _beside(axes: Axes, found: Sequence[Values], x: str) -> None:
-    for name, words in ((LOKI, "LOKI"), (SPARSE, "the same layer, not split")):
+    for name, words in ((LOKI, "LOKI"), (SPARSE, "not split")):
         mine = sorted((one for one in found if one["attack"] == name), key=lambda one: float(one[x]))
         line(axes, mine, x, markersize=4, label=words, **LOOKS[name])
         axes.plot([one[x] for one in mine], [one["expected"] for one in mine], **THEORY)
@@ -159,7 +160,7 @@ def _examples(axes: Axes, records: Sequence[Values]) -> None:
     promised = sorted((float(name) for name in kept if name not in ("truth", "none")), reverse=True)
     columns += [(f"ε =\n{_short(epsilon)}", kept[f"{epsilon:g}"]) for epsilon in promised]
     pictures(axes, columns)
-    axes.set_title("f  Sparse imprint, masked sum", loc="left", pad=16)
+    axes.set_title("f  Masked sum, sparse", loc="left", pad=16)
 
 
 def _noticed(axes: Axes, records: Sequence[Values]) -> None:
@@ -176,11 +177,11 @@ def _noticed(axes: Axes, records: Sequence[Values]) -> None:
         )
     cells(
         axes,
-        ["what is sent", *HEADS, "new variables", "faulted"],
-        [0.2, 0.1, 0.13, 0.14, 0.12, 0.13, 0.11, 0.07],
+        ["what is sent", *HEADS, "added", "noticed"],
+        [0.21, 0.1, 0.13, 0.14, 0.11, 0.13, 0.08, 0.1],
         lines,
     )
-    axes.set_title("g  What a client could have noticed (over its limit: shaded red)", loc="left")
+    axes.set_title("g  What a client could have noticed: medians, and the share of models noticed", loc="left")
 
 
 HEADS = ("D-SNR", "KS distance", "rank missing", "zero rows", "largest entry")
@@ -206,13 +207,15 @@ def table(study: MaliciousReconstruction, records: Sequence[Values]) -> str:
         f"is recovered at {RECOVERED_DB:g} dB or more, which no mean of two is, and recognised at {RECOGNISED_DB:g}. "
         "PSNR in dB, for pixels in [0, 1]. Brackets are 95% intervals.",
         f"## {study.goal_batch} pictures, {study.units} bins: a closed form",
-        f"Expected is (1 − 1/k)^(n − 1); of {chance.get('pictures')} independent pictures "
-        f"{_share(chance, 'chance_low')} to {_share(chance, 'chance_high')} come out in 95% of draws. The masked sum "
-        f"is over {study.goal_clients} clients with {study.goal_batch // study.goal_clients} pictures each, clipped "
-        f"to {study.clip_norm:g} and rounded to {study.bits} bits; thresholds are quantiles of the test pictures. "
+        f"Means over {study.goal_trials} batches. Expected is (1 − 1/k)^(n − 1), and with the deviation that pictures "
+        f"have which share bins, {_share(chance, 'chance_low')} to {_share(chance, 'chance_high')} in 95% of such "
+        "means: inside says whether the measured one lies there. Of single batches, those are counted that lie in the "
+        f"binomial 95% interval, {chance.get('binomial')} of {study.goal_batch}. The masked sum is over "
+        f"{study.goal_clients} clients with {study.goal_batch // study.goal_clients} pictures each, clipped to "
+        f"{study.clip_norm:g} and rounded to {study.bits} bits; thresholds are quantiles of the test pictures. "
         "PSNR is of the pictures that are alone.",
         markdown(
-            ["layer", "seen", "recovered", "expected", "inside", "PSNR, least", "median"],
+            ["layer", "seen", "recovered", "expected", "inside", "batches inside", "PSNR, least", "median"],
             [
                 [
                     one["attack"],
@@ -220,6 +223,7 @@ def table(study: MaliciousReconstruction, records: Sequence[Values]) -> str:
                     entry(one),
                     number(one["expected"]),
                     "yes" if one["inside"] else "no",
+                    f"{one['batches']} of {study.goal_trials}",
                     *(
                         number(
                             _one(

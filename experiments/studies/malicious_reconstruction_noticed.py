@@ -14,7 +14,7 @@ from attacks.reconstruction.fishing import Fishing
 from attacks.reconstruction.imprint import Imprinted
 from attacks.reconstruction.label_flip import LabelFlip
 from experiments.studies.base import Setting, Values
-from experiments.studies.malicious_reconstruction_scene import FISHING, FLIP, LARGEST, LAYERS, layer
+from experiments.studies.malicious_reconstruction_scene import FISHING, FLIP, LARGEST, LAYERS, layer, mean_gradient
 from experiments.studies.tampering import drawn, plain, row, to_all, updates_of
 from fl_core.architectures import MLP
 from fl_core.data import ImageSet
@@ -79,8 +79,7 @@ class Client:
         model = MLP(shape, classes, hidden=(self.hidden,))
         start, new = self._new(model, run, "model"), self._new(model, run, "reference")
         if name == FISHING:
-            fishing = Fishing(target=trial % classes)
-            return fishing.cast(start, fishing.direction(start, run), 0.0), model, new
+            return self._fished(model, start, trial), model, new
         if name == FLIP:
             return LabelFlip(first=trial % classes, second=(trial + 1) % classes).flipped(start), model, new
         if not BENIGN[name]:
@@ -89,6 +88,18 @@ class Client:
         batches = [torch.randint(len(pool), (32,), generator=draw) for _ in range(BENIGN[name])]
         before = self._trained(model, start, batches[:-10], pool)
         return self._trained(model, before, batches[-10:], pool), model, before
+
+    def _fished(self, model: nn.Module, start: Tree, trial: int) -> Tree:
+        """What the client is sent in the last round, in which one of its own examples is left."""
+        pool, attack = self.setting.pool, Fishing(target=trial % len(self.setting.pool.classes))
+        rows, sent = drawn(pool, self.batch, self.setting.seed, trial), []
+
+        def play(model_sent: Tree) -> Tree:
+            sent.append(model_sent)
+            return mean_gradient(model, model_sent, pool, rows[None])
+
+        attack.run(play, start, self.batch, attack.direction(start, trial))
+        return sent[-1]
 
     def _new(self, model: nn.Module, run: int, purpose: str) -> Tree:
         return initial_parameters(model, seed(run, purpose))
