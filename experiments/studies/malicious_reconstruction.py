@@ -147,6 +147,7 @@ class MaliciousReconstruction(Study):
             {"part": "noise"},
             *({"part": "attack", "attack": name, "clients": count} for name in ATTACKS for count in self.clients),
             *({"part": "loki", "clients": count} for count in self.loki_clients),
+            {"part": "loki, masked"},
             *({"part": "steps", "steps": steps} for steps in self.steps),
             *({"part": "noticed", "model": name} for name in NOTICED),
         ]
@@ -161,6 +162,8 @@ class MaliciousReconstruction(Study):
                 return {"rows": self._attack(point["attack"], point["clients"], setting)}
             case "loki":
                 return {"rows": self._beside(point["clients"], 1, self.loki_units, setting)}
+            case "loki, masked":
+                return {"rows": self._loki_masked(setting)}
             case "steps":
                 return {"rows": self._beside(self.loki_cohort, point["steps"], self.step_units, setting)}
             case _:
@@ -337,6 +340,22 @@ class MaliciousReconstruction(Study):
         return _shares(scores) + [plain(rounds, metric="rounds")]
 
     # Kernels of one's own
+
+    def _loki_masked(self, setting: Setting) -> list[Values]:
+        """LOKI in the sum that the masking protocol makes of clipped and rounded updates."""
+        clients, pool = self.goal_clients, setting.pool
+        mine = layer(LOKI, pool, setting.test.images, self.loki_units, self.hidden, setting.seed, clients=clients)
+        channel, scores = self._channel(mine.length), []
+        for trial in range(self.loki_trials):
+            held = self._held(setting, trial, clients, self.loki_batch)
+            total, _ = self._masked(
+                channel, mine.updates(pool, [[rows] for rows in held], self.lr), setting.seed, trial
+            )
+            # In a client's own columns the others have zeros, which lie on the grid.
+            answer = mine.read(total, clients, pool, channel.error(clients, 1))
+            scores.append(mine.scores(answer, pool.images[held.flatten()], clients))
+        about = {"attack": LOKI, "expected": alone_in_time(self.loki_units, self.loki_batch, 1)}
+        return [one | about for one in _shares(scores)]
 
     def _beside(self, clients: int, steps: int, units: int, setting: Setting) -> list[Values]:
         """LOKI and the sparse layer that is not split, with as many units."""

@@ -291,6 +291,7 @@ def table(study: MaliciousReconstruction, records: Sequence[Values]) -> str:
                 [str(clients), str(steps), *_loki_cells(records, wanted)]
                 for clients, steps, wanted in [
                     *((count, 1, {"part": "loki", "clients": count}) for count in study.loki_clients),
+                    (f"{study.goal_clients}, masked", 1, {"part": "loki, masked"}),
                     *((study.loki_cohort, steps, {"part": "steps", "steps": steps}) for steps in study.steps),
                 ]
             ],

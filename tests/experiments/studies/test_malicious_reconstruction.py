@@ -64,6 +64,9 @@ def test_masks_hide_pictures_from_a_layer_but_not_from_loki():
     rows = measured(TINY, part="loki")
     assert value(rows, metric="recovered", attack=LOKI) == pytest.approx(alone("sparse", 32, 8), abs=0.15)
     assert value(rows, metric="recovered", attack=SPARSE) < 0.3
+    masked = measured(TINY, part="loki, masked")
+    assert value(masked, metric="recovered", attack=LOKI) == pytest.approx(alone("sparse", 32, 8), abs=0.15)
+    assert value(masked, metric="psnr", attack=LOKI) > 50
     steps = measured(TINY, part="steps", steps=4)
     assert value(steps, metric="recovered", attack=LOKI) == pytest.approx(alone_in_time(64, 8, 4), abs=0.15)
 
