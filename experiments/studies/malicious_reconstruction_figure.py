@@ -287,14 +287,7 @@ def table(study: MaliciousReconstruction, records: Sequence[Values]) -> str:
         "first picture of a unit, and the closed form says so; the other one is for pictures that add up.",
         markdown(
             ["clients", "steps", "LOKI", "closed form", "PSNR", "not split", "closed form"],
-            [
-                [str(clients), str(steps), *_loki_cells(records, wanted)]
-                for clients, steps, wanted in [
-                    *((count, 1, {"part": "loki", "clients": count}) for count in study.loki_clients),
-                    (f"{study.goal_clients}, masked", 1, {"part": "loki, masked"}),
-                    *((study.loki_cohort, steps, {"part": "steps", "steps": steps}) for steps in study.steps),
-                ]
-            ],
+            [[who, str(steps), *_loki_cells(records, wanted)] for who, steps, wanted in _loki_points(study)],
         ),
         f"## What a client could have noticed, batches of {study.batch}",
         f"Medians over {study.benign} models of each kind, the worst layer each. D-SNR: the longest per-example "
@@ -332,6 +325,15 @@ def _share(one: Values, name: str) -> str:
 def _blind(records: Sequence[Values]) -> str:
     guesses = [one for one in rows(records, part="noise", metric="psnr") if "image" in one["attack"]]
     return ", ".join(f"{one['value']:.1f} dB of the {one['attack']}" for one in guesses)
+
+
+def _loki_points(study: MaliciousReconstruction) -> list[tuple[str, int, Values]]:
+    """Each line's clients, local steps, and the part of the study that measured it."""
+    return [
+        *((str(count), 1, {"part": "loki", "clients": count}) for count in study.loki_clients),
+        (f"{study.goal_clients}, masked", 1, {"part": "loki, masked"}),
+        *((str(study.loki_cohort), steps, {"part": "steps", "steps": steps}) for steps in study.steps),
+    ]
 
 
 def _loki_cells(records: Sequence[Values], wanted: Values) -> list[str]:
