@@ -8,8 +8,9 @@ judged by: that of a balanced accuracy comes from the other replicas.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -326,6 +327,15 @@ def mean_interval(values: Floats, seed: int = 0, resamples: int = 2000) -> Inter
     The interval of a single value has no width. Raises InputError without values or for values that are not
     finite: a crashed trial is counted, not dropped.
     """
+    return _bootstrap(values, np.mean, seed, resamples)
+
+
+def median_interval(values: Floats, seed: int = 0, resamples: int = 2000) -> Interval:
+    """Median of independent `values` [values], with interval and errors as `mean_interval`."""
+    return _bootstrap(values, np.median, seed, resamples)
+
+
+def _bootstrap(values: Floats, statistic: Callable[..., Any], seed: int, resamples: int) -> Interval:
     values = np.asarray(values, dtype=np.float64)
     check_number("resamples", resamples, minimum=1, integer=True)
     if values.ndim != 1 or values.size == 0:
@@ -336,8 +346,24 @@ def mean_interval(values: Floats, seed: int = 0, resamples: int = 2000) -> Inter
             "count exact recoveries and failures apart from the mean"
         )
     rng = np.random.default_rng(seed)
-    means = [values[rng.integers(values.size, size=values.size)].mean() for _ in range(resamples)]
-    return _percentiles(np.array([values.mean()]), np.array(means), values.size)
+    block = max(1, 2**22 // values.size)  # resamples at once
+    counts = [min(block, resamples - start) for start in range(0, resamples, block)]
+    found = [statistic(values[rng.integers(values.size, size=(count, values.size))], axis=1) for count in counts]
+    return _percentiles(np.array([statistic(values)]), np.concatenate(found), values.size)
+
+
+def share_interval(shares: Floats) -> Interval:
+    """Mean of independent `shares` [values] in [0, 1] with its 95% interval.
+
+    Clopper and Pearson's where every value is 0 or 1, so that all of one kind have a width too; else the bootstrap.
+    Errors as `mean_interval`, and InputError for a value outside [0, 1].
+    """
+    shares = np.asarray(shares, dtype=np.float64)
+    if ((shares < 0) | (shares > 1)).any():
+        raise InputError(f"shares go from {shares.min():.3g} to {shares.max():.3g}; give values in [0, 1]")
+    if shares.ndim == 1 and shares.size and np.isin(shares, (0, 1)).all():
+        return clopper_pearson(int(shares.sum()), shares.size)
+    return mean_interval(shares)
 
 
 def clopper_pearson(successes: int, trials: int, confidence: float = LEVEL) -> Interval:
@@ -352,3 +378,23 @@ def clopper_pearson(successes: int, trials: int, confidence: float = LEVEL) -> I
     low = betaincinv(successes, failures + 1, side) if successes else 0.0
     high = betaincinv(successes + 1, failures, 1 - side) if failures else 1.0
     return Interval(successes / trials, float(low), float(high))
+
+
+# Labels
+
+
+def label_recall(found: NDArray[np.int64], true: NDArray[np.int64]) -> Array:
+    """The share [batches] of each batch's labels that were found, as multisets: the order says nothing.
+
+    `found` [batches, any number] and `true` [batches, examples]; a label counts as often as both have it, and a
+    negative one in `found` is none. Raises InputError for shapes that do not fit or a negative true label.
+    """
+    found, true = np.asarray(found), np.asarray(true)
+    if found.ndim != 2 or true.ndim != 2 or len(found) != len(true) or true.size == 0:
+        raise InputError(f"labels {found.shape} and true ones {true.shape} do not fit; give both as [batches, labels]")
+    if true.min() < 0:
+        raise InputError(f"a true label is {true.min()}; labels start at 0")
+    classes = np.arange(true.max() + 1)
+    counts = [(labels[:, :, None] == classes).sum(axis=1) for labels in (found, true)]
+    recall: Array = np.minimum(*counts).sum(axis=1) / true.shape[1]
+    return recall

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from attacks.membership.observed import KINDS, refusal
-from attacks.reconstruction.gradient_matching import InvertingGradients
+from attacks.reconstruction.gradient_matching import GradientMatching
 from defenses.base import Defense
 from defenses.composed import Composed
 from defenses.statements import require_guarantee
@@ -43,7 +43,7 @@ class Cell:
     shadows: Population | None
     membership_attacks: dict[str, Any]
     refused: dict[str, str]
-    reconstruction: InvertingGradients
+    reconstruction: GradientMatching
     executor: Executor
 
     @property

@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 import torch
 
 from defenses.bounds import TradeOff
-from experiments import scoring, store, tasks
+from experiments import reconstruction_scores, scoring, store, tasks
 from experiments.cell import Cell
 from experiments.executor import Run
 from experiments.pieces import probe_parts, stored_scores, target_parts
@@ -92,7 +92,7 @@ def _seal(cell: Cell, pieces: Path, final: Path, seconds: float, workers: int) -
     for attack in cell.membership_attacks:
         rows += measured[attack]["rows"] if attack in measured else scoring.refused(cell, attack)
     _add_ceilings(rows, account, cell.config["attack"]["fpr"])
-    rows += scoring.reconstruction_rows(cell, pieces)
+    rows += reconstruction_scores.probe_rows(cell, pieces)
     rows += scoring.accuracy_rows(cell, accuracy) + scoring.clock_rows(cell, accuracy, turns)
     order = {attack: number for number, attack in enumerate(cell.config["attack"]["audit_with"])}
     audits = [

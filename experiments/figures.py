@@ -19,11 +19,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator
 
-from attacks.pictures import psnr
 from experiments.collect import CellResult
-from experiments.scoring import EXACT_DB, Row
+from experiments.scoring import Row
 from experiments.tables import headline_attack
-from fl_core.checkpoint import load_tensors
 
 STYLE = Path(__file__).parent / "mirage.mplstyle"
 # Okabe and Ito's palette: told apart by colour-blind readers; line style and marker tell them apart in grey.
@@ -271,42 +269,6 @@ def _telling(cell: CellResult) -> list[str]:
         families.setdefault(name.split(",")[0], name)
     chosen = [*list(families.values())[: MOST_CURVES - 1], *blind[:1]]
     return [name for name in names if name in chosen]
-
-
-def reconstructions(cells: Sequence[CellResult], title: str, most: int = 8) -> Figure | None:
-    """The true pictures, and below them what each cell's attack recovered; None where nothing was attacked."""
-    stored = []
-    for cell in cells:
-        truth, _ = load_tensors(cell.folder / "truth" / "truth.safetensors")
-        found, _ = load_tensors(cell.folder / "reconstructions.safetensors")
-        if "true_images" in truth:
-            recovered, picks = found["recovered"].numpy(), found["chosen"].numpy()
-            chosen = recovered[np.arange(len(picks)), picks]
-            stored.append((cell, truth["true_images"].numpy(), chosen, truth["true_labels"], found["labels"]))
-    if not stored:
-        return None
-    count = min(most, len(stored[0][1]))
-    names = cells[0].facts["classes"]
-    with plt.style.context(STYLE):
-        figure, axes = plt.subplots(
-            len(stored) + 1, count, figsize=(0.85 * count + 0.6, 1.02 * (len(stored) + 1) + 0.3),
-            layout="constrained", squeeze=False,
-        )  # fmt: skip
-        for column in range(count):
-            picture(axes[0, column], stored[0][1][column], f"{names[int(stored[0][3][column])]}")
-        axes[0, 0].set_ylabel("true")
-        for line, (cell, true_images, chosen, true_labels, labels) in enumerate(stored, start=1):
-            decibels = psnr(chosen, true_images)
-            for column in range(count):
-                right = "✓" if labels[column] == true_labels[column] else "✗"
-                size = "exact" if decibels[column] >= EXACT_DB else f"{decibels[column]:.0f} dB"
-                picture(axes[line, column], chosen[column], f"{size}, {names[int(labels[column])]} {right}")
-            axes[line, 0].set_ylabel(f"ε = {cell.label()}")
-        figure.suptitle(
-            f"{title}\n"
-            "true pictures, and what one step's update gives away; below each, the PSNR and the inferred label"
-        )
-    return figure
 
 
 def picture(axes: Axes, pixels: np.ndarray[Any, Any], words: str) -> None:

@@ -16,6 +16,7 @@ import matplotlib.pyplot as plt
 
 from experiments import figures, store, tables
 from experiments.collect import CellResult, alarms, collect
+from experiments.reconstruction_figure import reconstructions
 from experiments.store import RESULTS
 from experiments.studies import paper
 from experiments.terminal import one_line_errors
@@ -97,7 +98,7 @@ def _figures(cells: Sequence[CellResult], out: Path, title: str) -> list[str]:
     drawn = [
         ("leakage_vs_epsilon", ("png", "pdf"), None if varied else figures.leakage_vs_epsilon(cells, title)),
         ("roc", ("png",), None if varied else figures.roc(cells, title)),
-        ("reconstructions", ("png",), None if varied else figures.reconstructions(cells, title)),
+        ("reconstructions", ("png",), None if varied else reconstructions(cells, title)),
         ("vulnerable", ("png",), None if varied else vulnerable(cells, title)),
         ("by_view", ("png", "pdf"), by_view(cells, title, "canary")),
         ("by_view_ordinary", ("png", "pdf"), by_view(cells, title, "ordinary")),

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from attacks.audit.one_run import audit_one_run
@@ -16,22 +15,17 @@ from attacks.metrics import (
     Interval,
     balanced_accuracy,
     bootstrap_over_replicas,
-    clopper_pearson,
     mean_interval,
     roc_band,
     supports,
 )
-from attacks.pictures import psnr
 from attacks.vulnerability import gaps, stability
 from experiments.cell import Cell
 from experiments.configuration import flat
-from experiments.pieces import Gallery, audited, probe_parts
-from fl_core.checkpoint import load_tensors
+from experiments.pieces import Gallery, audited
 from fl_core.fleet import times_to
 
 Mask = NDArray[np.bool_]
-EXACT_DB = 100.0
-"""A recovery at or above this many dB is exact for 8-bit pixels; it enters the mean as this number, and is counted."""
 
 AUDITED = 0.95
 """The confidence with which all audits of a cell hold together."""
@@ -62,7 +56,8 @@ class Row:
     note: str = ""
 
 
-def _row(interval: Interval | None, **fields: Any) -> dict[str, Any]:
+def make_row(interval: Interval | None, **fields: Any) -> dict[str, Any]:
+    """A row as plain values; without an interval it has no number, and the `note` says why."""
     value = (None, None, None) if interval is None else (interval.value, interval.low, interval.high)
     return asdict(Row(value=value[0], low=value[1], high=value[2], **fields))
 
@@ -77,7 +72,7 @@ def membership(cell: Cell, scores: NDArray[np.float64], attack: str) -> dict[str
         told = about | {"group": group, "samples": samples}
         if not (members & mask).any() or (members | ~mask).all():
             why = "needs members and non-members"
-            rows += [_row(None, **told, metric=metric, note=why) for metric in ("auc", "tpr")]
+            rows += [make_row(None, **told, metric=metric, note=why) for metric in ("auc", "tpr")]
             continue
         rows += _rates(cell, scores, members, mask, told)
         band = roc_band(scores, members, mask)
@@ -87,17 +82,19 @@ def membership(cell: Cell, scores: NDArray[np.float64], attack: str) -> dict[str
             found = bootstrap_over_replicas(
                 scores, members, mask, fpr=1.0, resamples=cell.config["attack"]["resamples"]
             )
-            rows.append(_row(found.auc, **about, group=group, metric="auc", samples=_samples(cell, mask)))
+            rows.append(make_row(found.auc, **about, group=group, metric="auc", samples=_samples(cell, mask)))
     candidates = cell.candidates.numpy()
     steady = stability(scores[:, candidates], members[:, candidates])
     told = about | {"group": "everybody", "metric": "rank_stability"}
     if steady is None:
         samples = _samples(cell, candidates)
-        rows.append(_row(None, **told, samples=samples, note="too few examples are on both sides in half the replicas"))
+        rows.append(
+            make_row(None, **told, samples=samples, note="too few examples are on both sides in half the replicas")
+        )
     else:
         note = f"of whole samples {steady.whole:.3f}; the most vulnerable tenths share {steady.top:.2f}"
         samples = f"{steady.examples} examples, halves of {cell.targets.replicas} replicas"
-        rows.append(_row(steady.halves, **told, samples=samples, note=note))
+        rows.append(make_row(steady.halves, **told, samples=samples, note=note))
     return {
         "attack": about["attack"],
         "rows": rows,
@@ -113,14 +110,14 @@ def _rates(cell: Cell, scores: NDArray[np.float64], members: Mask, mask: Mask, t
     possible = [rate for rate in asked if supports(rate, outside)]
     # A rate of 1 asks for the AUC alone, and everybody supports it.
     found = bootstrap_over_replicas(scores, members, mask, fpr=1.0, fprs=possible, resamples=settings["resamples"])
-    rows = [_row(found.auc, **told, metric="auc")]
+    rows = [make_row(found.auc, **told, metric="auc")]
     for rate in asked:
         metric = "tpr" if rate == settings["fpr"] else f"tpr_at_{rate:g}"
         note = "" if rate in possible else f"needs ≥ {math.ceil(1 / rate - 1e-9):,} non-members, has {outside:,}"
-        rows.append(_row(found.tprs.get(rate), **told, metric=metric, note=note))
+        rows.append(make_row(found.tprs.get(rate), **told, metric=metric, note=note))
     each = balanced_accuracy(scores, members, mask)
     note = "the threshold is the best one of the other replicas"
-    rows.append(_row(mean_interval(each), **told, metric="balanced_accuracy", note=note))
+    rows.append(make_row(mean_interval(each), **told, metric="balanced_accuracy", note=note))
     return rows
 
 
@@ -128,7 +125,7 @@ def refused(cell: Cell, attack: str) -> list[dict[str, Any]]:
     """The rows of an attack that the view does not serve: no number, and why."""
     about, samples = _about(cell, attack), f"{cell.targets.replicas} replicas"
     return [
-        _row(None, **about, group=group, metric=metric, samples=samples, note=f"refused: {cell.refused[attack]}")
+        make_row(None, **about, group=group, metric=metric, samples=samples, note=f"refused: {cell.refused[attack]}")
         for group in groups(cell)
         for metric in ("auc", "tpr")
     ]
@@ -218,7 +215,7 @@ def audit(cell: Cell, attack: str, runs: Path) -> dict[str, Any]:
 def accuracy_rows(cell: Cell, accuracy: list[list[float]]) -> list[dict[str, Any]]:
     """Test accuracy of the released models, from [rounds][replicas]."""
     return [
-        _row(
+        make_row(
             mean_interval(np.array(accuracy[-1])),
             question="utility", attack="", view="", knowledge="", group="test", metric="accuracy",
             samples=f"{cell.targets.replicas} replicas, {len(cell.targets.test)} test examples",
@@ -239,54 +236,10 @@ def clock_rows(cell: Cell, accuracy: list[list[float]], turns: list[list[dict[st
     reached = [seconds for seconds in times if seconds is not None]
     never = len(times) - len(reached)
     return [
-        _row(
+        make_row(
             mean_interval(np.array(reached)) if reached else None,
             question="utility", attack="", view="", knowledge="", group="test", metric=f"seconds_to_{target:g}",
             samples=f"{len(reached)} of {len(times)} replicas, on the fleet's clock",
             note=f"{never} of {len(times)} replicas never reached it" if never else "",
         )
     ]  # fmt: skip
-
-
-def reconstruction_rows(cell: Cell, folder: Path) -> list[dict[str, Any]]:
-    """PSNR of the attacker's choice, of the best restart in hindsight, of blind guesses; and the label's recall."""
-    parts = [load_tensors(folder / f"probe-{part}.safetensors")[0] for part in range(probe_parts(cell))]
-    if not parts:
-        return []
-    stored = {name: torch.cat([part[name] for part in parts]).numpy() for name in parts[0] if "." not in name}
-    truth, recovered = stored["true_images"], stored["recovered"]
-    count = len(truth)
-    selected = psnr(recovered[np.arange(count), stored["chosen"]], truth)
-    each = np.stack([psnr(recovered[:, restart], truth) for restart in range(recovered.shape[1])], 1)
-    public = cell.targets.test.images.cpu().numpy()
-    mean_image = np.broadcast_to(public.mean(0), truth.shape)
-    nearest = np.array([psnr(public, np.broadcast_to(one, public.shape)).max() for one in truth])
-    name = cell.reconstruction.name
-    about = {
-        "question": "reconstruction",
-        "view": cell.reconstruction.needs.view,
-        "knowledge": f"{cell.reconstruction.letter}: the update, the model, one step on one example; no label, no data",
-        "group": "victims",
-        "samples": f"{count} victims in as many replicas",
-    }
-    exact = int((selected >= EXACT_DB).sum())
-    rows = [
-        _row(_capped(selected), **about, attack=name, metric="psnr", note=f"{exact} exact" if exact else ""),
-        _row(_capped(each.max(1)), **about, attack=name, metric="psnr_oracle", note="best restart by the truth"),
-        _row(_capped(psnr(mean_image, truth)), **about, attack="blind (mean image)", metric="psnr"),
-        _row(
-            _capped(nearest),
-            **about,
-            attack="blind (nearest public image)",
-            metric="psnr",
-            note="picked by the truth",
-        ),
-    ]
-    hits = int((stored["labels"] == stored["true_labels"]).sum())
-    recall = clopper_pearson(hits, count)
-    rows.append(_row(recall, **about, attack=name, metric="label_recall"))
-    return rows
-
-
-def _capped(decibels: Any) -> Interval:
-    return mean_interval(np.minimum(decibels, EXACT_DB))

@@ -14,7 +14,7 @@ from typing import Any, get_args
 import numpy as np
 import torch
 
-from attacks.reconstruction.gradient_matching import ReconstructionKnowledge
+from attacks.reconstruction.base import Knowledge, updates_of
 from defenses.accounting import Unit, epsilon_rdp
 from defenses.statements import Gaussians, PrivacyStatement
 from experiments import population, replicas, scoring
@@ -25,7 +25,7 @@ from fl_core.aggregation import Mean
 from fl_core.checkpoint import save_tensors, write_json
 from fl_core.federation import Federation, run
 from fl_core.sampling import Poisson
-from fl_core.views import VIEWS, Recorder, ReleasedModel, Server, require_view
+from fl_core.views import VIEWS, Recorder, ReleasedModel, Server
 
 
 def train(config: dict[str, Any], folder: Path, shard: int) -> None:
@@ -67,33 +67,37 @@ def probe(config: dict[str, Any], folder: Path, part: int) -> None:
     )
     recorder = Recorder(Server)
     run(federation, recorder)
-    observation = recorder.observation()
     attack = cell.reconstruction
-    require_view(attack.name, observation, attack.needs)
-    assert isinstance(observation, Server)
-    knowledge = ReconstructionKnowledge(
-        model=targets.model, shape=targets.pool.shape, classes=len(targets.pool.classes)
+    observed = updates_of(recorder.observation(), 0, attack.name)
+    knowledge = Knowledge(
+        model=targets.model,
+        shape=targets.pool.shape,
+        classes=len(targets.pool.classes),
+        lr=targets.algorithm.lr,
     )
+    partial = folder / f"probe-{part}.partial"
     found = attack.run(
-        observation,
+        observed,
         knowledge,
         run=cell.config["seed"],
         victims=numbers,
         device=cell.device,
         backend=cell.config["backend"],
+        checkpoint=partial,
     )
     save_tensors(
         done,
-        {f"update.{name}": value[:, 0] for name, value in observation.updates[0].items()}
+        {f"update.{name}": value for name, value in observed.moved.items()}
         | {
-            "recovered": found.images,
+            "recovered": found.images[:, :, 0],
             "objective": found.objective,
             "chosen": found.chosen,
-            "labels": found.labels,
+            "labels": found.selected_labels()[:, 0],
             "true_images": targets.pool.images[rows],
             "true_labels": targets.pool.labels[rows],
         },
     )
+    partial.unlink(missing_ok=True)
 
 
 def score(config: dict[str, Any], folder: Path, attack: str, targets: tuple[int, int]) -> None:

@@ -22,7 +22,7 @@ from typing import Literal, Protocol, TypeVar
 import torch
 from torch import Tensor
 from torch.func import vmap
-from torch.utils._pytree import tree_map
+from torch.utils._pytree import tree_leaves, tree_map
 
 from fl_core.errors import InputError, check_choice
 from fl_core.optimizers import Optimizer, Tree
@@ -146,6 +146,8 @@ def descend(
     channels_last: bool = False,
     kept: Tree | None = None,
     examples_at_once: int | None = None,
+    slots: Tree | None = None,
+    span: tuple[int, int] | None = None,
 ) -> Tree:
     """Minimise each lane's loss over the feed's steps and return the new variables [lanes, ...]; the old ones stay.
 
@@ -157,6 +159,9 @@ def descend(
     `statistics` names variables that `losses` updates in place by itself (BatchNorm's running means). They mix the
     examples of a batch, so that they go with no rule, nor with the padded batches of `vmap`: `auto` takes `loop`, and
     the rest raises InputError.
+
+    `slots` [lanes, ...] is what the optimizer keeps, which changes in place; None begins anew. With it and a `span` of
+    steps, [from, to), a descent can be cut into parts that come to the same (None: all of the feed's steps).
 
     `recordings` are those of the same losses from an earlier call, in which they may go on. With `channels_last`,
     `loop` on a CPU lays convolution kernels out so, for pictures that lie so too; see `models.takes_channels_last`.
@@ -182,11 +187,11 @@ def descend(
         kept={} if kept is None else kept,
         at_once=examples_at_once,
     )
-    slots = optimizer.slots(problem.moving(variables))
-    start = 0
+    slots = optimizer.slots(problem.moving(variables)) if slots is None else slots
+    start, stop = span or (0, feed.steps)
     if backend == "auto":
-        backend, start = _choose(problem, variables, slots)
-    _run(backend, problem, variables, slots, start, feed.steps, on_step)
+        backend, start = _choose(problem, variables, slots, start, stop)
+    _run(backend, problem, variables, slots, start, stop, on_step)
     return variables
 
 
@@ -203,27 +208,29 @@ def _run(
     run(problem, variables, slots, start, stop, on_step)
 
 
-def _choose(problem: _Problem, variables: Tree, slots: Tree) -> tuple[Literal["vmap", "loop"], int]:
+def _choose(
+    problem: _Problem, variables: Tree, slots: Tree, start: int, stop: int
+) -> tuple[Literal["vmap", "loop"], int]:
     """Time the first steps both ways, as real progress; remember the answer for problems of the same size."""
     first = next(iter(variables.values()))
     lanes = first.shape[0]
     if lanes == 1 and problem.rule is None:
-        return "loop", 0
+        return "loop", start
     kind = (
         first.device.type,
         torch.get_num_threads(),
         lanes,
         tuple(tuple(value.shape[1:]) for value in variables.values()),
         # To a power of two: a Poisson batch has a new width every time, and that is no new kind of problem.
-        problem.feed.stacked(0).mask.shape[1].bit_length() if problem.feed.steps else 0,
+        *(_size(problem.feed.stacked(start)) if stop > start else ()),
         type(problem.rule),
     )
     if kind in _fastest:
-        return _fastest[kind], 0
-    if problem.feed.steps < 2 * _TRIAL_STEPS:
-        return ("loop" if first.device.type == "cpu" else "vmap"), 0
+        return _fastest[kind], start
+    if stop - start < 2 * _TRIAL_STEPS:
+        return ("loop" if first.device.type == "cpu" else "vmap"), start
     seconds: dict[Literal["vmap", "loop"], float] = {}
-    step = 0
+    step = start
     for backend in ("loop", "vmap"):
         for trial in range(_TRIAL_STEPS):
             _synchronize(first.device)
@@ -236,6 +243,12 @@ def _choose(problem: _Problem, variables: Tree, slots: Tree) -> tuple[Literal["v
                 break
     _fastest[kind] = min(seconds, key=lambda backend: seconds[backend])
     return _fastest[kind], step
+
+
+def _size(batch: Batch) -> tuple[int, int]:
+    """About how many examples a lane has in a batch, and how many numbers all lanes have."""
+    inputs = sum(value.numel() for value in tree_leaves(batch.inputs))
+    return batch.mask.shape[1].bit_length(), inputs.bit_length()
 
 
 def _synchronize(device: torch.device) -> None:

@@ -61,10 +61,11 @@ class SGD:
 
 
 @dataclass(frozen=True, kw_only=True)
-class SignedAdam:
-    """Adam on the sign of the gradient, its rate divided by ten at 3/8, 5/8 and 7/8 of the way (Geiping et al. 2020).
+class Adam:
+    """Adam, its rate divided by ten at 3/8, 5/8 and 7/8 of the way; `signed`, on the gradient's sign.
 
-    `box` keeps every variable inside [low, high] after each step.
+    Both the schedule and the sign are Geiping et al.'s (2020). `box` keeps every variable inside [low, high] after each
+    step, but for those named in `free`.
     """
 
     lr: float
@@ -72,7 +73,9 @@ class SignedAdam:
     beta1: float = 0.9
     beta2: float = 0.999
     eps: float = 1e-8
+    signed: bool = True
     box: tuple[float, float] | None = (0.0, 1.0)
+    free: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         check_number("lr", self.lr, above=0)
@@ -89,11 +92,11 @@ class SignedAdam:
         passed = sum(8 * step >= eighths * self.steps for eighths in (3, 5, 7))
         lr = self.lr * 0.1**passed
         for name, value in variables.items():
-            direction = gradients[name].sign()
+            direction = gradients[name].sign() if self.signed else gradients[name]
             first, second = slots[f"first.{name}"], slots[f"second.{name}"]
             first.lerp_(direction, 1 - self.beta1)
             second.lerp_(direction.square(), 1 - self.beta2)
             corrected = second.div(1 - self.beta2 ** (step + 1)).sqrt_().add_(self.eps)
             value.addcdiv_(first, corrected, value=-lr / (1 - self.beta1 ** (step + 1)))
-            if self.box is not None:
+            if self.box is not None and name not in self.free:
                 value.clamp_(*self.box)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from fl_core.errors import InputError, check_number
+from fl_core.models import variables_of
 from fl_core.optimizers import Tree
 from fl_core.views import Observation, SecureServer, Server, require_view
 
@@ -33,6 +34,17 @@ class Updates:
     def gradient(self, lr: float | None = None) -> Tree:
         """The mean gradient [victims, ...] of one local step at rate `lr`; None leaves the positive factor unknown."""
         return {name: -value / (1.0 if lr is None else lr) for name, value in self.moved.items()}
+
+    def to(self, device: torch.device | str) -> Updates:
+        """On another device."""
+        sent, moved = ({name: value.to(device) for name, value in tree.items()} for tree in (self.sent, self.moved))
+        return Updates(view=self.view, sent=sent, moved=moved)
+
+    def ordered(self, model: nn.Module) -> Updates:
+        """In the order of the model's variables, which a file need not keep."""
+        names = variables_of(model)
+        sent, moved = ({name: tree[name] for name in names if name in tree} for tree in (self.sent, self.moved))
+        return Updates(view=self.view, sent=sent, moved=moved)
 
     def select(self, victims: slice | Tensor) -> Updates:
         """Those of some victims."""
@@ -160,7 +172,7 @@ def updates_of(observation: Observation, round: int, attack: str) -> Updates:
     cohort = next(iter(updates.values())).shape[1]
     return Updates(
         view=observation.view,
-        sent={name: models[name].repeat_interleave(cohort, 0) for name in updates},
+        sent={name: value.repeat_interleave(cohort, 0) for name, value in models.items()},
         moved={name: value.flatten(0, 1) for name, value in updates.items()},
     )
 
@@ -171,7 +183,7 @@ def sums_of(observation: Observation, round: int, attack: str) -> Updates:
     assert isinstance(observation, SecureServer)
     _check_recorded(observation.sums, round)
     sums, models = _of_the_model(observation.sums[round]), _of_the_model(observation.models[round])
-    return Updates(view=observation.view, sent={name: models[name] for name in sums}, moved=sums)
+    return Updates(view=observation.view, sent=models, moved=sums)
 
 
 def _check_recorded(recorded: dict[int, Tree], round: int) -> None:
@@ -189,15 +201,15 @@ def check_fits(updates: Updates, model: nn.Module) -> None:
 
     A layer that stays with its client need not be there.
     """
-    shapes = {name: tuple(value.shape) for name, value in model.named_parameters()}
+    shapes = {name: tuple(value.shape) for name, value in variables_of(model).items()}
     given = {name: tuple(value.shape[1:]) for name, value in updates.moved.items()}
     expected = {name: shape for name, shape in shapes.items() if name in updates.sent}
     different = [name for name in expected.keys() | given.keys() if expected.get(name) != given.get(name)]
     if different or not given:
-        first = min(different, default="")
+        first = min(different, default="every parameter")
         raise InputError(
-            f"the update does not fit the model: {first} is {given.get(first, 'missing')}, and the model's "
-            f"{expected.get(first, shapes.get(first, 'has no such parameter'))}"
+            f"the update does not fit the model: {first} is {given.get(first, 'missing')}, and in the model "
+            f"{expected.get(first, 'missing')}"
         )
     for what, tree in (("model", updates.sent), ("update", updates.moved)):
         bad = [name for name, value in tree.items() if not torch.isfinite(value).all()]

@@ -11,14 +11,11 @@ from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 
-from attacks.reconstruction.gradient_matching import Objective, fit
-from attacks.reconstruction.labels import infer_label_counts
+from attacks.reconstruction.base import Knowledge, sums_of
+from attacks.reconstruction.gradient_matching import GradientMatching
 from fl_core.errors import InputError, check_number
 from fl_core.lanes import Backend
-from fl_core.optimizers import SignedAdam, Tree
-from fl_core.seeds import generator
 from fl_core.views import SecureServer, require_view
 
 
@@ -99,10 +96,7 @@ class InvertingSums:
     letter = "C"
 
     def __post_init__(self) -> None:
-        check_number("restarts", self.restarts, minimum=1, integer=True)
-        check_number("iterations", self.iterations, minimum=1, integer=True)
-        check_number("lr", self.lr, above=0)
-        check_number("total_variation", self.total_variation, minimum=0)
+        self._matching()  # checks the numbers
 
     def run(
         self,
@@ -114,41 +108,26 @@ class InvertingSums:
         backend: Backend = "auto",
     ) -> Candidates:
         """Attack each replica's sum of `round`; `run` seeds the restarts. Raises InputError for a view without sums."""
-        require_view(self.name, observation, SecureServer)
-        sent, total = observation.models[round], observation.sums[round]
-        names = [name for name, _ in knowledge.model.named_parameters()]
-        gradient = {name: total[name] / -knowledge.lr for name in names}
-        replicas, cohort = observation.cohorts[round].shape
-        labels = self._labels(sent, gradient, knowledge, cohort)
-        start = torch.stack(
-            [
-                torch.rand(cohort, *knowledge.shape, generator=generator(run, "restart of a sum", replica, restart))
-                for replica in range(replicas)
-                for restart in range(self.restarts)
-            ]
+        sums = sums_of(observation, round, self.name)
+        told = Knowledge(
+            model=knowledge.model,
+            shape=knowledge.shape,
+            classes=knowledge.classes,
+            examples=observation.cohorts[round].shape[1],
+            lr=knowledge.lr,
         )
-        images, missed = fit(
-            Objective(knowledge.model, self.total_variation),
-            ({name: sent[name] for name in names}, gradient, labels),
-            start.unflatten(0, (replicas, self.restarts)),
-            SignedAdam(lr=self.lr, steps=self.iterations),
-            backend=backend,
-        )
-        best = images[torch.arange(replicas), missed.argmin(1)]
-        return Candidates(images=best, chosen=torch.zeros(replicas, dtype=torch.long))
+        found = self._matching().run(sums, told, run=run, backend=backend)
+        return Candidates(images=found.selected(), chosen=torch.zeros(len(sums), dtype=torch.long))
 
-    def _labels(self, sent: Tree, gradient: Tree, knowledge: SumKnowledge, cohort: int) -> Tensor:
-        """The labels behind each sum, in rising order [replicas, cohort]."""
-        dummies = torch.rand(256, *knowledge.shape, generator=generator(0, "pictures for label counts"))
-        rows = []
-        for replica in range(len(next(iter(sent.values())))):
-            mine = {name: value[replica] for name, value in sent.items()}
-            with torch.no_grad():
-                chances = functional_call(knowledge.model, mine, (dummies,)).softmax(1).mean(0)
-            own = {name: value[replica : replica + 1] for name, value in gradient.items()}
-            counts = infer_label_counts(own, chances, cohort)[0]
-            rows.append(torch.arange(knowledge.classes).repeat_interleave(counts))
-        return torch.stack(rows)
+    def _matching(self) -> GradientMatching:
+        return GradientMatching(
+            name=self.name,
+            letter=self.letter,
+            restarts=self.restarts,
+            iterations=self.iterations,
+            lr=self.lr,
+            total_variation=self.total_variation,
+        )
 
 
 def _first_layer(knowledge: SumKnowledge) -> tuple[str, str, Tensor, Tensor]:

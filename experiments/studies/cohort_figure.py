@@ -11,8 +11,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure, SubFigure
 from matplotlib.lines import Line2D
 
+from attacks.pictures import EXACT_DB
 from experiments.figures import BLUE, GREEN, GREY, ORANGE, PURPLE, SKY, STYLE
-from experiments.scoring import EXACT_DB
 from experiments.studies.base import Values, rows
 from experiments.studies.cohort_membership import EXACT, PUBLIC
 from experiments.studies.panels import below, marks

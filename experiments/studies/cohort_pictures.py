@@ -12,12 +12,11 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from attacks.metrics import clopper_pearson, mean_interval
-from attacks.pictures import psnr
+from attacks.pictures import EXACT_DB, psnr
 from attacks.reconstruction.sums import Candidates, InvertingSums, Rows, SumKnowledge
 from defenses.accounting import Event, calibrate
 from defenses.base import Defense
 from defenses.dp_fedavg import DPFedAvg
-from experiments.scoring import EXACT_DB
 from experiments.studies.base import Setting, Values
 from experiments.studies.clients import Recipe, initial, updates
 from fl_core.data import ImageSet

@@ -10,11 +10,10 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from attacks.pictures import EXACT_DB, RECOGNISED_DB
 from experiments.figures import BLUE, GREEN, GREY, ORANGE, STYLE
-from experiments.scoring import EXACT_DB
 from experiments.studies.base import Values, rows
 from experiments.studies.drawing import cells, entry, line, markdown, number, pictures
-from experiments.studies.tampering import RECOGNISED_DB
 
 if TYPE_CHECKING:
     from experiments.studies.dropout import Dropout, Variant

@@ -17,6 +17,7 @@ from matplotlib.figure import Figure
 from torch import Tensor, nn
 
 from attacks.metrics import mean_interval
+from attacks.pictures import RECOGNISED_DB, RECOVERED_DB
 from attacks.reconstruction.imprint import (
     BIAS,
     WEIGHT,
@@ -35,8 +36,6 @@ from experiments.studies.base import Setting, Study, Values
 from experiments.studies.imprint_figure import DENSE, EACH, GENTLE, HONEST, SPARSE, SUM, TRAPS
 from experiments.studies.imprint_scene import Counting, Scene
 from experiments.studies.tampering import (
-    RECOGNISED_DB,
-    RECOVERED_DB,
     Array,
     Channel,
     blind_guesses,

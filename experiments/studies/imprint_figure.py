@@ -10,12 +10,11 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from attacks.pictures import EXACT_DB, RECOGNISED_DB, RECOVERED_DB
 from attacks.reconstruction.imprint import Kind, alone
 from experiments.figures import BLUE, GREEN, GREY, ORANGE, PURPLE, STYLE
-from experiments.scoring import EXACT_DB
 from experiments.studies.base import Values, rows
 from experiments.studies.drawing import cells, entry, line, markdown, number, pictures
-from experiments.studies.tampering import RECOGNISED_DB, RECOVERED_DB
 
 if TYPE_CHECKING:
     from experiments.studies.imprint import ImprintSum

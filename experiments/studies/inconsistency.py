@@ -17,6 +17,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from attacks.metrics import clopper_pearson, mean_interval
+from attacks.pictures import RECOVERED_DB
 from attacks.reconstruction.fully_connected import LayerKnowledge, layer_input
 from attacks.reconstruction.imprint import BIAS, Imprint, ImprintKnowledge, empirical, projection, ruler
 from attacks.reconstruction.inconsistency import InconsistencyKnowledge, ModelInconsistency
@@ -30,7 +31,6 @@ from experiments.studies import inconsistency_figure
 from experiments.studies.base import Setting, Study, Values
 from experiments.studies.inconsistency_figure import EACH, ONE, TWO
 from experiments.studies.tampering import (
-    RECOVERED_DB,
     Channel,
     as_plain,
     blind_guesses,

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from attacks.metrics import Interval, clopper_pearson, mean_interval
-from attacks.pictures import psnr
+from attacks.pictures import EXACT_DB, RECOGNISED_DB, psnr
 from defenses.clipping import clip_factors
 from defenses.discrete_gaussian import (
     BETA,
@@ -31,7 +31,6 @@ from defenses.secagg.keys import Context
 from defenses.secagg.masks import Words, word_type
 from defenses.secagg.parameters import Parameters, Stage
 from defenses.secagg.protocol import aggregate, seeded
-from experiments.scoring import EXACT_DB
 from experiments.studies.base import Values
 from fl_core.data import ImageSet
 from fl_core.lanes import descend
@@ -40,9 +39,6 @@ from fl_core.optimizers import SGD, Tree
 from fl_core.sampling import ExampleFeed
 from fl_core.seeds import Generators, generator, seed
 from fl_core.views import MaliciousServer
-
-RECOGNISED_DB, RECOVERED_DB = 20.0, 40.0
-"""At the first a picture shows the true one to the eye, as the mean of two alike may, too; at the second none does."""
 
 Array = np.ndarray[Any, np.dtype[np.float64]]
 

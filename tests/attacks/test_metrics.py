@@ -13,9 +13,12 @@ from attacks.metrics import (
     balanced_accuracy,
     bootstrap_over_replicas,
     clopper_pearson,
+    label_recall,
     mean_interval,
+    median_interval,
     roc,
     roc_band,
+    share_interval,
     supports,
     tpr_at_fpr,
 )
@@ -282,3 +285,33 @@ def test_balanced_accuracy_takes_its_threshold_from_the_other_replicas():
         own, mine = scores[replica], members[replica]
         by_hand.append(((own[mine] >= cut).mean() + (own[~mine] < cut).mean()) / 2)
     np.testing.assert_allclose(found, by_hand, atol=2e-3)  # between two scores of the others any threshold will do
+
+
+def test_median_interval_covers_the_median_and_an_outlier_moves_it_not():
+    values = np.arange(21.0)
+    found = median_interval(values)
+    assert found.value == 10
+    assert found.low < 10 < found.high
+    values[-1] = 1e6
+    assert median_interval(values).value == 10
+    assert mean_interval(values).value > 1e4
+
+
+def test_a_share_of_all_or_nothing_is_counted_exactly_and_any_other_is_resampled():
+    assert share_interval(np.ones(12)) == clopper_pearson(12, 12)
+    assert share_interval(np.array([0.0, 1.0, 1.0])) == clopper_pearson(2, 3)
+    parts = np.array([0.25, 0.5, 1.0, 0.75])
+    assert share_interval(parts) == mean_interval(parts)
+    with pytest.raises(InputError, match="in \\[0, 1\\]"):
+        share_interval(np.array([0.5, 1.5]))
+
+
+def test_label_recall_counts_multisets_whatever_the_order():
+    true = np.array([[3, 3, 5, 0], [1, 1, 1, 1], [2, 4, 6, 8]])
+    found = np.array([[5, 3, 7, 3], [1, 1, 0, -1], [-1, -1, -1, -1]])
+    np.testing.assert_allclose(label_recall(found, true), [3 / 4, 2 / 4, 0])
+    np.testing.assert_allclose(label_recall(true[:, ::-1], true), 1)
+    with pytest.raises(InputError, match="do not fit"):
+        label_recall(found[:2], true)
+    with pytest.raises(InputError, match="start at 0"):
+        label_recall(true, found)

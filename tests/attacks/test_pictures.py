@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from attacks.pictures import match, psnr
+from attacks.pictures import completed, failed, match, mse, psnr
 from fl_core.errors import InputError
 
 
@@ -57,3 +57,31 @@ def test_match_leaves_spare_recoveries_out_and_refuses_too_few():
     np.testing.assert_array_equal(match(recovered, truth), [2, 0])
     with pytest.raises(InputError, match="cannot be matched"):
         match(recovered[:1], truth)
+
+
+def test_mse_of_a_constant_error_is_its_square():
+    truth = np.full((2, 3, 4, 4), 0.5)
+    np.testing.assert_allclose(mse(truth + [[[[0.1]]], [[[-0.3]]]], truth), [0.01, 0.09], atol=1e-12)
+
+
+def test_failures_are_matched_last_and_only_where_no_answer_is_left():
+    truth = np.random.default_rng(12).random((3, 1, 5, 5))
+    nothing = np.full_like(truth[:1], np.nan)
+    recovered = np.concatenate([nothing, truth[[2]] + 0.001, truth[[0]] + 0.001])
+    np.testing.assert_array_equal(match(recovered, truth), [2, 0, 1])
+    # With an answer to spare, even a bad one, no failure is taken.
+    spare = np.concatenate([recovered, np.full_like(nothing, 0.5)])
+    np.testing.assert_array_equal(match(spare, truth), [2, 3, 1])
+    np.testing.assert_array_equal(np.sort(match(np.repeat(nothing, 3, 0), truth)), [0, 1, 2])
+
+
+def test_a_picture_with_one_pixel_that_is_not_finite_is_a_failure_and_scored_as_grey():
+    truth = np.random.default_rng(13).random((3, 1, 4, 4))
+    recovered = truth.copy()
+    recovered[1, 0, 2, 2] = np.inf
+    np.testing.assert_array_equal(failed(recovered), [False, True, False])
+    np.testing.assert_array_equal(completed(torch.tensor(recovered))[[0, 2]], truth[[0, 2]])
+    assert (completed(recovered)[1] == 0.5).all()
+    np.testing.assert_allclose(
+        psnr(completed(recovered), truth)[1], -10 * np.log10(((truth[1] - 0.5) ** 2).mean()), atol=1e-12
+    )

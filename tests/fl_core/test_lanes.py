@@ -17,7 +17,7 @@ from fl_core.architectures import CNN
 from fl_core.errors import InputError
 from fl_core.lanes import Batch, descend
 from fl_core.models import ClassificationLosses, initial_parameters
-from fl_core.optimizers import SGD, Optimizer, SignedAdam, Tree
+from fl_core.optimizers import SGD, Adam, Optimizer, Tree
 from fl_core.sampling import ExampleFeed
 from fl_core.seeds import generator
 
@@ -240,7 +240,7 @@ def test_backends_agree_on_signed_adam_on_images():
             {"pixels": start},
             objective,
             _Constant((models, observed, labels[:, None]), steps),
-            SignedAdam(lr=0.1, steps=steps),
+            Adam(lr=0.1, steps=steps),
             backend=backend,
         )
         for backend in ("vmap", "loop", "auto")

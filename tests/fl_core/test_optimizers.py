@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from fl_core.errors import InputError
-from fl_core.optimizers import SGD, SignedAdam
+from fl_core.optimizers import SGD, Adam
 
 
 def gradient_of(value: torch.Tensor, step: int) -> torch.Tensor:
@@ -54,7 +54,7 @@ def test_signed_adam_is_adam_on_signs_with_three_drops_of_the_rate():
     theirs = torch.optim.Adam([reference], lr=0.1)
     schedule = torch.optim.lr_scheduler.MultiStepLR(theirs, [6, 10, 14], gamma=0.1)  # 3/8, 5/8, 7/8 of 16
     variables = {"x": start.clone()}
-    ours = SignedAdam(lr=0.1, steps=steps, box=None)
+    ours = Adam(lr=0.1, steps=steps, box=None)
     slots = ours.slots(variables)
     for step in range(steps):
         ours.step(variables, {"x": gradient_of(variables["x"], step)}, slots, step)
@@ -66,7 +66,7 @@ def test_signed_adam_is_adam_on_signs_with_three_drops_of_the_rate():
 
 def test_signed_adam_keeps_pixels_in_their_box():
     variables = {"x": torch.rand(100)}
-    optimizer = SignedAdam(lr=0.5, steps=8)
+    optimizer = Adam(lr=0.5, steps=8)
     slots = optimizer.slots(variables)
     direction = torch.where(torch.arange(100) % 2 == 0, 1.0, -1.0)
     for step in range(8):
@@ -81,8 +81,8 @@ def test_numbers_that_mean_nothing_are_refused():
         lambda: SGD(lr=0),
         lambda: SGD(lr=0.1, momentum=1.0),
         lambda: SGD(lr=float("nan")),
-        lambda: SignedAdam(lr=0, steps=1),
-        lambda: SignedAdam(lr=0.1, steps=0),
+        lambda: Adam(lr=0, steps=1),
+        lambda: Adam(lr=0.1, steps=0),
     ):
         with pytest.raises(InputError):
             make()

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from attacks.reconstruction.gradient_matching import InvertingGradients, ReconstructionKnowledge
+from attacks.reconstruction.base import updates_of
 from defenses.base import Defense
 from fl_core.algorithms.fedavg import FedAvg
 from fl_core.cohort import Cohort
@@ -160,9 +160,8 @@ def test_there_is_no_observation_before_the_end():
 @pytest.mark.parametrize("view", [ReleasedModel, Participant, SecureServer])
 def test_an_attack_refuses_a_view_that_does_not_show_what_it_needs(view: type[ReleasedModel]):
     observation, _ = observe(view)
-    knowledge = ReconstructionKnowledge(model=model(), shape=(1, 2, 2), classes=2)
     with pytest.raises(InputError, match=rf"inverting gradients needs the view server; .* {view.view}, which"):
-        InvertingGradients().run(observation, knowledge)
+        updates_of(observation, 0, "inverting gradients")
 
 
 def test_a_view_that_shows_more_is_accepted():

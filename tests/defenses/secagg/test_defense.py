@@ -13,7 +13,7 @@ from hydra.utils import instantiate
 from omegaconf import OmegaConf
 from torch import Tensor
 
-from attacks.reconstruction.gradient_matching import InvertingGradients, ReconstructionKnowledge
+from attacks.reconstruction.base import updates_of
 from defenses.base import Defense
 from defenses.clip import Clip
 from defenses.composed import composed
@@ -228,9 +228,8 @@ def test_the_server_sees_sums_and_no_update_and_its_recorder_never_holds_one():
     assert set(recorder._kept) == {"models", "sums", "divisors", "cohorts", "dropped"}
     for hidden in ("updates", "weights", "versions"):
         assert not hasattr(seen, hidden)
-    knowledge = ReconstructionKnowledge(model=whole.model, shape=(1, 6, 6), classes=3)
     with pytest.raises(InputError, match=r"given secure_server.*secure aggregation hides each client's update"):
-        InvertingGradients().run(seen, knowledge)
+        updates_of(seen, 0, "inverting gradients")
     less = Recorder(ReleasedModel)
     run(whole, less)
     assert type(less.observation()) is ReleasedModel

@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 import torch
 
+from attacks.pictures import EXACT_DB
 from defenses.discrete_gaussian import epsilon_concentrated
 from defenses.secagg.parameters import Parameters, Stage
 from defenses.secagg.protocol import seeded
 from defenses.secagg.refusals import Aborted, Reason
 from experiments.studies.tampering import (
-    EXACT_DB,
     Channel,
     blind_guesses,
     clipped,
