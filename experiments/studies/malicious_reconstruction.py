@@ -19,12 +19,12 @@ from scipy.stats import binom
 from torch import Tensor
 
 from attacks.metrics import clopper_pearson, mean_interval
+from attacks.pictures import EXACT_DB, RECOGNISED_DB, RECOVERED_DB
 from attacks.reconstruction.imprint import alone
 from attacks.reconstruction.loki import alone_in_time
 from attacks.reconstruction.prior import linear_prior
 from defenses.noise import cut
 from defenses.secagg.parameters import Parameters
-from experiments.scoring import EXACT_DB
 from experiments.studies import malicious_reconstruction_figure as paper
 from experiments.studies.base import Setting, Study, Values
 from experiments.studies.malicious_reconstruction_noticed import NOTICED, Client
@@ -43,8 +43,6 @@ from experiments.studies.malicious_reconstruction_scene import (
     layer,
 )
 from experiments.studies.tampering import (
-    RECOGNISED_DB,
-    RECOVERED_DB,
     Array,
     Channel,
     as_plain,

@@ -10,6 +10,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from attacks.pictures import RECOGNISED_DB, RECOVERED_DB
 from experiments.figures import BLUE, GREEN, GREY, ORANGE, PURPLE, SKY, STYLE
 from experiments.studies.base import Values, rows
 from experiments.studies.drawing import cells, entry, line, markdown, number, pictures
@@ -26,7 +27,6 @@ from experiments.studies.malicious_reconstruction_scene import (
     SPARSE,
     TRAPS,
 )
-from experiments.studies.tampering import RECOGNISED_DB, RECOVERED_DB
 
 if TYPE_CHECKING:
     from experiments.studies.malicious_reconstruction import MaliciousReconstruction
