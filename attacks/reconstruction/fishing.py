@@ -121,6 +121,21 @@ class Fishing:
             cutoff = float(mean @ direction.double())
         return Catch(gradient=found, passing=passing, rounds=used)
 
+    def single(self, catch: Catch, model: Tree, direction: Tensor) -> tuple[Tree, Tree, int]:
+        """A catch of one example as its own gradient, for attacks that invert those: a model, the gradient, a label.
+
+        In the model [...] every example takes the target for certain. With any other label, and the one returned is
+        one, its gradient [...] is what was caught.
+        """
+        classes, _ = self._shape(model)
+        label = (self.target + 1) % classes
+        part = catch.gradient[self.bias][self.target]  # of the mean: plus or minus one over the number of examples
+        gradient = {name: value / part for name, value in catch.gradient.items()}
+        feature, ones = gradient[self.weight][self.target], torch.zeros_like(gradient[self.bias])
+        ones[self.target], ones[label] = 1.0, -1.0
+        gradient |= {self.weight: ones[:, None] * feature, self.bias: ones}
+        return self.cast(model, direction, -torch.inf), gradient, label
+
     def _played(self, play: Play, sent: Tree) -> Tree:
         gradient = play(sent)
         if not all(bool(torch.isfinite(value).all()) for value in gradient.values()):

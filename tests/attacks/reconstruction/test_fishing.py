@@ -88,6 +88,25 @@ def test_a_class_of_one_example_takes_one_round_on_any_model():
     assert torch.allclose(64 * below(catch.gradient), alone, rtol=1e-6, atol=1e-9)
 
 
+@pytest.mark.parametrize("lonely", [True, False], ids=["by class", "by feature"])
+def test_a_catch_is_one_examples_own_gradient_under_a_model_for_the_attacks_that_invert_those(lonely: bool):
+    model = CNN(SHAPE, CLASSES, width=4).double()
+    start = {name: value.double() for name, value in initial_parameters(model, 0).items()}
+    labels = torch.arange(len(POOL)) % 4
+    if lonely:
+        labels[17] = 7
+    attack = Fishing(target=7 if lonely else 2)
+    direction = attack.direction(start)
+    catch = attack.run(lambda sent: mean_gradient(model, sent, torch.arange(32), labels), start, 32, direction)
+    sent, found, label = attack.single(catch, start, direction)
+    own = [mean_gradient(model, sent, torch.tensor([row]), torch.full_like(labels, label)) for row in range(32)]
+    apart = [max(float((found[name] - each[name]).abs().max()) for name in start) for each in own]
+    # The row is steep, so gradients are long; of a catch by feature others may pass a little.
+    assert min(apart) < 1e-4 * sorted(apart)[1]
+    if lonely:
+        assert apart.index(min(apart)) == 17
+
+
 def test_examples_that_agree_stay_together():
     model, start = perceptron()
     rows, attack = torch.zeros(16, dtype=torch.long), Fishing(target=0)
