@@ -120,8 +120,8 @@ def _link(node: fx.Node, layers: dict[str, nn.Module]) -> Link:
     elif node.target in ("flatten", torch.flatten, side_by_side):
         return Link(kind="flatten")
     raise InputError(
-        f"R-GAP cannot undo {getattr(what, '__name__', what)}; it takes convolutions, linear layers, LeakyReLU, sigmoid "
-        "and tanh"
+        f"R-GAP cannot undo {getattr(what, '__name__', what)}; it takes convolutions, linear layers, "
+        "LeakyReLU, sigmoid and tanh"
     )
 
 
@@ -219,7 +219,7 @@ class RecursiveGradients:
     needs: ClassVar[type[Server]] = Server
     letter: ClassVar[str] = "B"
 
-    def run(self, updates: Updates, knowledge: Knowledge) -> Reconstruction:
+    def run(self, updates: Updates, knowledge: Knowledge, **_: Any) -> Reconstruction:
         """Not cut to [0, 1]. Raises InputError for a batch, several steps, and models that are no such chain."""
         check_fits(updates, knowledge.model)
         check_one_step(knowledge, self.name)

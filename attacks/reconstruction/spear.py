@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -179,7 +179,7 @@ class Spear:
         check_number("submatrices", self.submatrices, minimum=1, integer=True)
 
     def run(
-        self, updates: Updates, knowledge: Knowledge, *, run: int = 0, victims: Sequence[int] | None = None
+        self, updates: Updates, knowledge: Knowledge, *, run: int = 0, victims: Sequence[int] | None = None, **_: Any
     ) -> Reconstruction:
         """Not cut to [0, 1]. Raises InputError for another first layer, several steps, a batch that fills the layer."""
         check_fits(updates, knowledge.model)
