@@ -1,8 +1,8 @@
 """The Cocktail Party attack: a large batch as independent components of a gradient (Kariyappa et al. 2023).
 
 Each row of a fully connected layer's ∂W is a mixture of the batch's inputs, as each microphone hears a mixture of the
-guests. Whitened rows (their section 4.1) are turned until the components are as far from Gaussian as they can be, by the
-log cosh contrast. Here they stay apart by an orthogonal turning, where the paper has a penalty, and the components are
+guests. Whitened rows are turned until the components are as far from Gaussian as they can be, by the log cosh
+contrast. Here they stay apart by an orthogonal turning, where the paper has a penalty, and the components are
 those of the pictures' differences between neighbouring pixels: a difference of mixtures is the mixture of differences,
 and edges of two pictures are far less alike than the pictures. Only the turning is searched for, an
 `examples`x`examples` matrix, so that batches may be large; the answer is likely, not exact.
@@ -106,7 +106,8 @@ def fast_ica(whitened: Tensor, start: Tensor, rounds: int) -> Tensor:
 
 def _orthogonal(matrix: Tensor) -> Tensor:
     left, _, right = torch.linalg.svd(matrix)
-    return left @ right
+    nearest: Tensor = left @ right
+    return nearest
 
 
 def _scaled(mixed: Tensor, slope: Tensor, dark: Tensor, light: Tensor) -> Tensor:
