@@ -3,7 +3,7 @@
 For a layer z = W·x with the gradient δ of its output, both z = W·x (the weights' equations) and ∂W = δ⊗x (the
 gradient's) are linear in the layer's input x. Once z and δ are known, x is their least-squares solution, the activation
 before it is undone, and δ goes one layer back. It starts at the logits, whose δ is softmax − one-hot. The equations'
-rank says beforehand whether a network can be recovered (section 4).
+rank says beforehand whether a network can be recovered.
 """
 
 from __future__ import annotations
