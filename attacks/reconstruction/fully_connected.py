@@ -82,7 +82,7 @@ class FullyConnected:
         if self.spread is not None:
             check_number("spread", self.spread, above=0)
 
-    def run(self, updates: Updates, knowledge: Knowledge, **options: Any) -> Reconstruction:
+    def run(self, updates: Updates, knowledge: Knowledge, **_: Any) -> Reconstruction:
         """Not cut to [0, 1]. Raises InputError for another first layer, several steps and too small a batch size."""
         check_fits(updates, knowledge.model)
         check_one_step(knowledge, self.name)

@@ -59,13 +59,13 @@ def present_classes(gradient: Tree, classes: int) -> Tensor:
     """The classes [lanes, classes] that some picture of a batch surely has: those of a negative ∂b in the output layer.
 
     ∂b is the mean softmax less the share of each label, and only a label is ever taken off: no false alarm, but in a
-    large batch chances outweigh a rare label (Yin et al. 2021, section 3.1, in the bias form).
+    large batch chances outweigh a rare label (Yin et al. 2021, in the bias form).
     """
     return gradient[output_bias(gradient, classes)] < 0
 
 
 def llg_counts(signal: Tensor, examples: int, impact: Tensor | None = None, offset: Tensor | None = None) -> Tensor:
-    """Label counts [lanes, classes] by impact and offset (Wainakh et al. 2022, LLG, algorithm 1).
+    """Label counts [lanes, classes] by impact and offset (Wainakh et al. 2022, LLG).
 
     `signal` [lanes, classes] is the output layer's weight gradient summed over its units, or the bias gradient. Each
     picture of a class moves that class's by `impact` [lanes], which is negative, on top of an `offset` [lanes, classes]

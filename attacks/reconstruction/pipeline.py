@@ -70,10 +70,8 @@ class Pipeline:
             if not len(left):
                 break
             try:
-                more: dict[str, Any] = (
-                    {"victims": [numbers[place] for place in left]} if isinstance(attack, Spear) else {}
-                )
-                found = attack.run(updates.select(left), _told(knowledge, left), **more)
+                mine = [numbers[place] for place in left]
+                found = attack.run(updates.select(left), _told(knowledge, left), victims=mine)
             except InputError as error:
                 reasons.append(f"{attack.name}: {error}")
                 continue

@@ -1,7 +1,7 @@
 """How many pictures are behind an update: the rank of a fully connected layer's gradient.
 
 The gradient is Σ_i δ_i x_iᵀ over the batch, so its rank is the batch size while that is under the layer's width and its
-inputs, and no two pictures are the same to the layer (Dimitrov et al. 2024, section 3.1).
+inputs, and no two pictures are the same to the layer (Dimitrov et al. 2024).
 """
 
 from __future__ import annotations

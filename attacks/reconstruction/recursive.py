@@ -3,7 +3,7 @@
 For a layer z = W·x with the gradient δ of its output, both z = W·x (the weights' equations) and ∂W = δ⊗x (the
 gradient's) are linear in the layer's input x. Once z and δ are known, x is their least-squares solution, the activation
 before it is undone, and δ goes one layer back. It starts at the logits, whose δ is softmax − one-hot. The equations'
-rank says beforehand whether a network can be recovered (section 4).
+rank says beforehand whether a network can be recovered.
 """
 
 from __future__ import annotations
@@ -120,8 +120,8 @@ def _link(node: fx.Node, layers: dict[str, nn.Module]) -> Link:
     elif node.target in ("flatten", torch.flatten, side_by_side):
         return Link(kind="flatten")
     raise InputError(
-        f"R-GAP cannot undo {getattr(what, '__name__', what)}; it takes convolutions, linear layers, LeakyReLU, "
-        "sigmoid and tanh"
+        f"R-GAP cannot undo {getattr(what, '__name__', what)}; it takes convolutions, linear layers, "
+        "LeakyReLU, sigmoid and tanh"
     )
 
 
@@ -219,7 +219,7 @@ class RecursiveGradients:
     needs: ClassVar[type[Server]] = Server
     letter: ClassVar[str] = "B"
 
-    def run(self, updates: Updates, knowledge: Knowledge, **options: Any) -> Reconstruction:
+    def run(self, updates: Updates, knowledge: Knowledge, **_: Any) -> Reconstruction:
         """Not cut to [0, 1]. Raises InputError for a batch, several steps, and models that are no such chain."""
         check_fits(updates, knowledge.model)
         check_one_step(knowledge, self.name)

@@ -4,8 +4,8 @@ With a batch's inputs X [examples, inputs] and the gradients Δ [examples, outpu
 weight gradient is ∂W = ΔᵀX, of rank `examples`. A singular value decomposition gives some factors L·R of it, and
 Δᵀ = L·Q, X = Q⁻¹·R for an unknown invertible Q. ReLU makes Δ sparse: about half of the units are off for a picture. So
 a column of Q is what `examples` − 1 rows of L, all of them off for that picture, leave in their null space. Such rows
-are drawn until every column has been met (section 3.2); directions are told from chance by how sparse L·q is
-(section 3.3). The columns' lengths come of the bias: ∂b = L·Q·1 (theorem 3.2's scaling).
+are drawn until every column has been met; directions are told from chance by how sparse L·q is
+(section 3.3). The columns' lengths come of the bias: ∂b = L·Q·1.
 """
 
 from __future__ import annotations
@@ -139,7 +139,7 @@ def _distinct(vectors: Tensor, zeros: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _pick(found: Tensor, off: Tensor, examples: int) -> list[Tensor]:
-    """Greedily the sparsest directions that none of those picked already spans (section 3.4's selection)."""
+    """Greedily the sparsest directions that none of those picked already spans."""
     picked: list[Tensor] = []
     basis: list[Tensor] = []
     for vector in found[off.argsort(descending=True, stable=True)]:
@@ -179,13 +179,7 @@ class Spear:
         check_number("submatrices", self.submatrices, minimum=1, integer=True)
 
     def run(
-        self,
-        updates: Updates,
-        knowledge: Knowledge,
-        *,
-        run: int = 0,
-        victims: Sequence[int] | None = None,
-        **options: Any,
+        self, updates: Updates, knowledge: Knowledge, *, run: int = 0, victims: Sequence[int] | None = None, **_: Any
     ) -> Reconstruction:
         """Not cut to [0, 1]. Raises InputError for another first layer, several steps, a batch that fills the layer."""
         check_fits(updates, knowledge.model)

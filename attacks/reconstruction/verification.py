@@ -56,8 +56,8 @@ def tolerance(updates: Updates) -> Tensor:
     """
 
     def length(tree: dict[str, Tensor]) -> Tensor:
-        each = [tree[name].double().flatten(1).square().sum(1) for name in updates.moved]
-        return torch.stack(each).sum(0).sqrt()
+        whole: Tensor = torch.stack([tree[name].double().flatten(1).norm(dim=1) for name in updates.moved]).norm(dim=0)
+        return whole
 
     dtype = next(iter(updates.moved.values())).dtype
     own = 1e-9 if dtype == torch.float64 else 1e-4

@@ -18,7 +18,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from attacks.pictures import EXACT_DB, psnr
+from attacks.pictures import psnr
 from attacks.reconstruction import fitting as descent
 from attacks.reconstruction.base import Reconstruction
 from attacks.reconstruction.gradient_matching import GradientMatching
@@ -312,7 +312,7 @@ def test_what_algebra_solves_is_not_searched_for(here: Path, mirage):
     assert told["attack"] == "fully connected layer"
     assert told["exact"]
     assert told["evaluations"] < 5
-    assert told["scores"]["psnr"] == [EXACT_DB]
+    assert told["scores"]["psnr"][0] > 90  # what float32 leaves of a difference of models
     assert "it explains the update to rounding" in Path("results/own_update/page.html").read_text()
 
 
@@ -427,7 +427,8 @@ def test_a_part_of_the_model_is_enough_where_that_is_said(here: Path, mirage):
 def test_one_picture_comes_back_from_a_file_through_the_command(here: Path):
     command = [sys.executable, "-m", "experiments.attack_update"]
     usual = [f"{name}={value}" for name, value in USUAL.items()]
-    more = ["attack=inverting_gradients", "truth=T.safetensors", "attack.iterations=600", "attack.restarts=2", "backend=vmap"]
+    quick = ["attack=inverting_gradients", "attack.iterations=600", "attack.restarts=2", "backend=vmap"]
+    more = [*quick, "truth=T.safetensors"]
     done = subprocess.run([*command, *usual, *more], capture_output=True, text=True, check=True)
     assert done.stderr == ""
     found, truth = load_file("results/own_update/reconstruction.safetensors"), load_file("T.safetensors")

@@ -45,4 +45,5 @@ def batches(victims: int, examples: int, dtype: torch.dtype = torch.float64, see
 
 
 def knows(model: nn.Module, examples: int, lr: float | None = 1.0, **more: object) -> Knowledge:
-    return Knowledge(model=model, shape=SHAPE, classes=CLASSES, examples=examples, lr=lr, **more)  # type: ignore[arg-type]
+    told = {"shape": SHAPE, "classes": CLASSES} | more
+    return Knowledge(model=model, examples=examples, lr=lr, **told)  # type: ignore[arg-type]
