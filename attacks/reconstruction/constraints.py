@@ -31,7 +31,7 @@ def taps(link: Link) -> Tensor:
 
 
 def gradient_matrix(read: Tensor, entries: int, at_output: Tensor) -> Tensor:
-    """The matrix [outputs · taps, entries] of one channel's gradient constraints; `at_output` is K [outputs, places]."""
+    """One channel's gradient constraints [outputs · taps, entries]; `at_output` is K [outputs, places]."""
     outputs, (count, places) = len(at_output), read.shape
     matrix = torch.zeros(outputs, count, entries + 1, dtype=at_output.dtype)
     index, source = read.expand(outputs, count, places), at_output[:, None].expand(outputs, count, places)

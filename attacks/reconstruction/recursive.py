@@ -11,12 +11,13 @@ to first order as though errors were independent, and equations are weighed by t
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import torch
-from scipy.optimize import minimize_scalar
 from torch import Tensor, nn
+from torch.nn.grad import conv2d_input
 
 from attacks.reconstruction.base import Knowledge, Reconstruction, Updates, check_fits
 from attacks.reconstruction.chain import Chain, Link, chain_of
@@ -27,7 +28,12 @@ from fl_core.optimizers import Tree
 
 # Equations are weighed by their error, but no more than this times as much as their size: a double has no more digits
 # to tell them from the prior, whose weight is 1.
-_FINEST = 1e-9
+_FINEST = 1e-12
+# Where gradient constraints leave less than this share of what was unknown, a convolution's weight constraints add
+# nothing worth a system over all channels.
+_ALONE = 1e-3
+# An entry is told by the equations where they leave less than this share of what was unknown of it.
+_TOLD = 0.1
 
 
 @dataclass(frozen=True)
@@ -63,7 +69,8 @@ class RecursiveGradientAttack:
         chain = chain_of(knowledge.model, knowledge.shape, self.name)
         if not isinstance(chain.links[-1].layer, nn.Linear):
             raise InputError(f"{self.name} needs a model whose last layer is fully connected")
-        missing = [link.weight for link in chain.links if link.weight not in updates.moved]
+        names = [name for link in chain.links for name in (link.weight, link.bias) if name]
+        missing = [name for name in names if name not in updates.moved]
         if missing:
             raise InputError(f"{self.name} needs every layer's update; {missing[0]} is not in it")
         ranks = rank_of(chain)
@@ -71,38 +78,52 @@ class RecursiveGradientAttack:
             raise InputError(
                 f"{self.name} cannot recover this model: {ranks.verdict}; set try_deficient=true for a best guess"
             )
-        images, labels, tried = [], [], []
+        images, labels, tried, told = [], [], [], []
         for victim in range(len(updates)):
-            answers = _answers(chain, updates.select(slice(victim, victim + 1)), knowledge, victim)
-            misses = [
-                residual(updates.select(slice(victim, victim + 1)), knowledge, image[None, None], label.view(1, 1))
-                for image, label in answers
-            ]
-            image, label = answers[int(torch.stack(misses).argmin())]
-            images.append(image)
-            labels.append(label)
+            one = updates.select(slice(victim, victim + 1))
+            answers = _answers(chain, one, knowledge, victim)
+            misses = [residual(one, knowledge, each.picture[None, None], each.label.view(1, 1)) for each in answers]
+            best = answers[int(torch.stack(misses).argmin())]
+            images.append(best.picture)
+            labels.append(best.label)
+            told.append(best.told)
             tried.append(len(answers))
-        return verified(
+        found = verified(
             updates, knowledge, torch.stack(images)[:, None], torch.stack(labels)[:, None], self.name,
             torch.tensor(tried),
         )  # fmt: skip
+        # Where equations are missing, many pictures explain the update; one of them is not the picture.
+        return replace(found, exact=found.exact & torch.tensor(told))
 
 
-def _answers(chain: Chain, one: Updates, knowledge: Knowledge, victim: int) -> list[tuple[Tensor, Tensor]]:
-    """Pictures [channels, height, width] in [0, 1] with labels, among which the update itself decides."""
+@dataclass(frozen=True)
+class _Answer:
+    """A picture [channels, height, width] in [0, 1], its label, and whether equations told every layer's input."""
+
+    picture: Tensor
+    label: Tensor
+    told: bool
+
+
+def _answers(chain: Chain, one: Updates, knowledge: Knowledge, victim: int) -> list[_Answer]:
+    """What may be behind one update; which it is, the update itself decides."""
     lr = knowledge.lr or 1.0
     sent = {name: value[0].double().cpu() for name, value in one.sent.items()}
     gradient = {name: _gradient(one, name, lr, knowledge.noise) for name in one.moved}
+    scaled = knowledge.lr is not None and knowledge.clip_norm is None
     told = None if knowledge.labels is None else knowledge.labels[victim, 0].cpu()
     found = []
-    for at_output, entered in _heads(chain.links[-1], sent, gradient, knowledge.lr is not None, told):
+    for at_output, entered in _heads(chain.links[-1], sent, gradient, scaled, told):
         guess = at_output.value.argmin() if told is None else told
+        determined = True
         for place in range(len(chain.links) - 1, 0, -1):
             at_output, output = _backwards(chain.links[place - 1], chain.links[place], sent, at_output, entered)
-            entered = _input(chain.links[place - 1], sent, gradient, at_output, output, _prior(chain, place - 1))
+            prior = _prior(chain, place - 1)
+            entered = _input(chain.links[place - 1], sent, gradient, at_output, output, prior)
+            determined &= bool((entered.error <= _TOLD * prior.error).all())
         picture = chain.pixels(entered.value.flatten()).clamp(0, 1).view(knowledge.shape)
         picture = torch.where(torch.isfinite(picture).all(), picture, torch.nan)
-        found.append((picture, guess))
+        found.append(_Answer(picture, guess, determined))
     return found
 
 
@@ -151,18 +172,32 @@ def _factors(sent: Tree, link: Link, at: Tensor, units: Tensor, label: int, scal
     logits = sent[link.weight] @ units
     target = torch.nn.functional.one_hot(torch.tensor(label), len(at)).double()
 
-    def miss(log: float) -> float:
-        factor = 2.718281828459045**log
-        chance = torch.softmax(factor * logits + bias, 0) - target
-        aim = at / factor if scaled else at * chance.norm()
-        return float((chance - aim).norm() / chance.norm().clamp(min=1e-300))
+    def misses(logs: Tensor) -> Tensor:
+        chances = torch.softmax(logs.exp()[:, None] * logits + bias, 1) - target
+        lengths = chances.norm(dim=1, keepdim=True).clamp(min=1e-300)
+        aims = at / logs.exp()[:, None] if scaled else at * lengths
+        missed: Tensor = ((chances - aims) / lengths).norm(dim=1)
+        return missed
 
-    grid = torch.linspace(-25, 25, 501, dtype=torch.float64).tolist()
-    misses = [miss(log) for log in grid]
-    low = [at for at in range(1, 500) if misses[at] <= misses[at - 1] and misses[at] < misses[at + 1]]
-    low = sorted(low, key=lambda at: misses[at])[:3] or [250]
-    solved = [minimize_scalar(miss, bracket=(grid[at - 1], grid[at], grid[at + 1]), tol=1e-14) for at in low]
-    return [float(torch.tensor(one.x, dtype=torch.float64).exp()) for one in solved]
+    grid = torch.linspace(-25, 25, 5001, dtype=torch.float64)
+    missed = misses(grid)
+    lowest = 1 + ((missed[1:-1] <= missed[:-2]) & (missed[1:-1] < missed[2:])).nonzero()[:, 0]
+    lowest = lowest[missed[lowest].argsort()[:3]] if len(lowest) else missed.argmin()[None]
+    return [_polished(float(log), logits, bias, at, target, scaled) for log in grid[lowest]]
+
+
+def _polished(log: float, logits: Tensor, bias: Tensor | float, at: Tensor, target: Tensor, scaled: bool) -> float:
+    """The factor near e^log, by Gauss and Newton's method, to the last digits of a double."""
+    for _ in range(20):
+        factor = math.exp(log)
+        chances = torch.softmax(factor * logits + bias, 0)
+        turn = chances * factor * (logits - chances @ logits)  # their derivative
+        if scaled:
+            miss, slope = chances - target - at / factor, turn + at / factor
+        else:  # what is not along `at`
+            miss, slope = (value - at * (at @ value) for value in (chances - target, turn))
+        log -= max(-0.1, min(0.1, float(miss @ slope / (slope @ slope).clamp(min=1e-300))))
+    return math.exp(log)
 
 
 # One layer
@@ -205,7 +240,8 @@ def _transposed(link: Link, weight: Tensor, at_output: Tensor) -> Tensor:
         return weight.T @ at_output.flatten()
     assert not isinstance(layer.padding, str)
     shape, whole = (1, *link.inputs), at_output.view(1, *link.outputs)
-    return nn.grad.conv2d_input(shape, weight, whole, layer.stride, layer.padding, layer.dilation)[0]
+    found: Tensor = conv2d_input(shape, weight, whole, layer.stride, layer.padding, layer.dilation)
+    return found[0]
 
 
 def _input(
@@ -213,11 +249,11 @@ def _input(
 ) -> Estimate:
     """What entered a layer [entries]: by its gradient constraints, and a convolution's by its weight constraints, too.
 
-    Rows are divided by their error, so that least squares weighs them; the prior is a row an entry.
+    Rows are divided by their error, so that least squares weighs them; the prior is a row an entry, of one deviation.
     """
     weight = gradient[link.weight]
     if isinstance(link.layer, nn.Linear):
-        own = gradient[link.bias] if link.bias in gradient else at_output  # as measured, without inherited error
+        own = gradient.get(link.bias or "", at_output)  # as measured, without inherited error
         flat = Estimate(own.value.flatten(), own.error.flatten())
         return _outer_input(weight, flat)
     channels, height, width = link.inputs
@@ -228,21 +264,25 @@ def _input(
     inherited = gradient_matrix(read, entries, error.square()).sum(1) * size
     own_error = weight.error.flatten(2).square().amax(1).flatten()
     deviation = (own_error + inherited).sqrt().clamp(min=_FINEST * weight.value.square().mean().sqrt().item())
-    matrix = gradient_matrix(read, entries, at) / deviation[:, None]
+    spread = prior.error.mean()
+    matrix = torch.cat([gradient_matrix(read, entries, at) / deviation[:, None], torch.eye(entries).double() / spread])
     seen = weight.value.flatten(2).transpose(1, 2).flatten(0, 1) / deviation[:, None]  # [outputs · taps, channels]
+    seen = torch.cat([seen, prior.value.view(channels, entries).T / spread])
     folded = torch.linalg.qr(torch.cat([matrix, seen], 1), mode="r").R  # the same least squares in fewer rows
     matrix, seen = folded[:entries, :entries], folded[:entries, entries:]
+    inverse = _inverse(matrix)
+    alone = inverse.norm(dim=1)
+    if (alone <= _ALONE * spread).all():
+        return Estimate((inverse @ seen).T.flatten(), alone.repeat(channels))
     blocks = torch.block_diag(*[matrix] * channels)
     # Weight constraints, of the outputs that are known.
     kernel = sent[link.weight].flatten(2)
-    known = torch.isfinite(output.error.flatten())
+    known = torch.isfinite(output.error.flatten())  # neither hidden by a ReLU nor saturated
     at_rows = (output.value.flatten(1) - (sent[link.bias][:, None] if link.bias else 0.0)).flatten()[known]
     floor = _FINEST * at_rows.square().mean().sqrt().item() if len(at_rows) else 0.0
     deviations = output.error.flatten()[known].clamp(min=floor)
     rows = weight_matrix(read, entries, kernel)[known] / deviations[:, None]
-    system = torch.cat([blocks, rows, torch.diag(1 / prior.error)])
-    answer = torch.cat([seen.T.flatten(), at_rows / deviations, prior.value / prior.error])
-    return _least_squares(system, answer)
+    return _least_squares(torch.cat([blocks, rows]), torch.cat([seen.T.flatten(), at_rows / deviations]))
 
 
 def _least_squares(system: Tensor, answer: Tensor) -> Estimate:
@@ -251,8 +291,13 @@ def _least_squares(system: Tensor, answer: Tensor) -> Estimate:
     unknowns = system.shape[1]
     triangle, side = whole[:unknowns, :unknowns], whole[:unknowns, unknowns:]
     value = torch.linalg.solve_triangular(triangle, side, upper=True)[:, 0]
-    inverse = torch.linalg.solve_triangular(triangle, torch.eye(unknowns, dtype=triangle.dtype), upper=True)
-    return Estimate(value, inverse.norm(dim=1))
+    return Estimate(value, _inverse(triangle).norm(dim=1))
+
+
+def _inverse(triangle: Tensor) -> Tensor:
+    identity = torch.eye(len(triangle), dtype=triangle.dtype)
+    inverse: Tensor = torch.linalg.solve_triangular(triangle, identity, upper=True)
+    return inverse
 
 
 def _prior(chain: Chain, place: int) -> Estimate:
