@@ -25,6 +25,7 @@ from attacks.reconstruction.constraints import WHO, gradient_matrix, rank_of, ta
 from attacks.reconstruction.verification import check_one_step, residual, verified
 from fl_core.errors import InputError
 from fl_core.optimizers import Tree
+from fl_core.views import Server
 
 # Equations are weighed by their error, but no more than this times as much as their size: a double has no more digits
 # to tell them from the prior, whose weight is 1.
@@ -55,6 +56,7 @@ class RecursiveGradientAttack:
     try_deficient: bool = False
 
     name: ClassVar[str] = WHO
+    needs: ClassVar[type[Server]] = Server
     letter: ClassVar[str] = "B"
 
     def run(self, updates: Updates, knowledge: Knowledge, **options: Any) -> Reconstruction:
@@ -264,40 +266,56 @@ def _input(
     inherited = gradient_matrix(read, entries, error.square()).sum(1) * size
     own_error = weight.error.flatten(2).square().amax(1).flatten()
     deviation = (own_error + inherited).sqrt().clamp(min=_FINEST * weight.value.square().mean().sqrt().item())
-    spread = prior.error.mean()
-    matrix = torch.cat([gradient_matrix(read, entries, at) / deviation[:, None], torch.eye(entries).double() / spread])
+    matrix = gradient_matrix(read, entries, at) / deviation[:, None]
     seen = weight.value.flatten(2).transpose(1, 2).flatten(0, 1) / deviation[:, None]  # [outputs · taps, channels]
-    seen = torch.cat([seen, prior.value.view(channels, entries).T / spread])
-    folded = torch.linalg.qr(torch.cat([matrix, seen], 1), mode="r").R  # the same least squares in fewer rows
-    matrix, seen = folded[:entries, :entries], folded[:entries, entries:]
-    inverse = _inverse(matrix)
-    alone = inverse.norm(dim=1)
-    if (alone <= _ALONE * spread).all():
-        return Estimate((inverse @ seen).T.flatten(), alone.repeat(channels))
-    blocks = torch.block_diag(*[matrix] * channels)
-    # Weight constraints, of the outputs that are known.
-    kernel = sent[link.weight].flatten(2)
-    known = torch.isfinite(output.error.flatten())  # neither hidden by a ReLU nor saturated
+    # Weight constraints, of the outputs that are neither hidden by a ReLU nor saturated.
+    known = torch.isfinite(output.error.flatten())
     at_rows = (output.value.flatten(1) - (sent[link.bias][:, None] if link.bias else 0.0)).flatten()[known]
     floor = _FINEST * at_rows.square().mean().sqrt().item() if len(at_rows) else 0.0
     deviations = output.error.flatten()[known].clamp(min=floor)
-    rows = weight_matrix(read, entries, kernel)[known] / deviations[:, None]
-    return _least_squares(torch.cat([blocks, rows]), torch.cat([seen.T.flatten(), at_rows / deviations]))
+    spread = prior.error.mean()
+    apart = _Factored(torch.cat([matrix, torch.eye(entries, dtype=matrix.dtype) / spread]))
+    error = apart.deviations()[None].expand(channels, entries)
+    whole = None
+    if (error > _ALONE * spread).any():
+        rows = weight_matrix(read, entries, sent[link.weight].flatten(2))[known] / deviations[:, None]
+        whole = _Factored(torch.cat([torch.block_diag(*[apart.triangle] * channels), rows]))
+        error = whole.deviations()
+    # A prior pulls towards its middle by the square of the error; so it is moved to what was found, and once more.
+    value = prior.value.view(channels, entries)
+    for _ in range(3):
+        side = apart.side(torch.cat([seen - matrix @ value.T, torch.zeros(entries, channels, dtype=seen.dtype)]))
+        if whole is None:
+            value = value + apart.solved(side).T
+        else:
+            missed = at_rows / deviations - rows @ value.flatten()
+            side = whole.side(torch.cat([side.T.flatten(), missed])[:, None])
+            value = value + whole.solved(side).view(channels, entries)
+    return Estimate(value.flatten(), error.flatten())
 
 
-def _least_squares(system: Tensor, answer: Tensor) -> Estimate:
-    """The solution of rows of unit error, by QR, with its deviations: the square root of the diagonal of (AᵀA)⁻¹."""
-    whole: Tensor = torch.linalg.qr(torch.cat([system, answer[:, None]], 1), mode="r").R
-    unknowns = system.shape[1]
-    triangle, side = whole[:unknowns, :unknowns], whole[:unknowns, unknowns:]
-    value = torch.linalg.solve_triangular(triangle, side, upper=True)[:, 0]
-    return Estimate(value, _inverse(triangle).norm(dim=1))
+class _Factored:
+    """The QR factors of a system of equations of unit error, no fewer than the unknowns."""
 
+    def __init__(self, system: Tensor) -> None:
+        self.unknowns = system.shape[1]
+        self.reflections, self.factors = torch.geqrf(system)
+        self.triangle = self.reflections[: self.unknowns].triu()
 
-def _inverse(triangle: Tensor) -> Tensor:
-    identity = torch.eye(len(triangle), dtype=triangle.dtype)
-    inverse: Tensor = torch.linalg.solve_triangular(triangle, identity, upper=True)
-    return inverse
+    def side(self, answers: Tensor) -> Tensor:
+        """The right-hand sides [unknowns, ...] of the triangular system, of those [equations, ...] of the whole."""
+        turned: Tensor = torch.ormqr(self.reflections, self.factors, answers, transpose=True)
+        return turned[: self.unknowns]
+
+    def solved(self, side: Tensor) -> Tensor:
+        """The least-squares solutions [unknowns, ...] for what `side` returned."""
+        solution: Tensor = torch.linalg.solve_triangular(self.triangle, side, upper=True)
+        return solution
+
+    def deviations(self) -> Tensor:
+        """The standard deviation [unknowns] of each entry of a solution."""
+        inverse = self.solved(torch.eye(self.unknowns, dtype=self.triangle.dtype))
+        return inverse.square().sum(1).sqrt()
 
 
 def _prior(chain: Chain, place: int) -> Estimate:
