@@ -304,7 +304,7 @@ def probe_rows(cell: Cell, folder: Path) -> Rows:
         Public(images=cell.targets.test.images),
         attack=attack.name,
         view=Server.view,
-        knowledge=f"{attack.letter}: the update, the model, one step on one example; no label, no data",
+        knowledge=f"{attack.letter}: the update, the model, the rate, one step on one example; no label, no data",
         samples=f"{victims} victims in as many replicas",
     )
     # Of what the attack found, and of the first row, PSNR, of each blind guess.

@@ -69,7 +69,12 @@ def probe(config: dict[str, Any], folder: Path, part: int) -> None:
     run(federation, recorder)
     attack = cell.reconstruction
     observed = updates_of(recorder.observation(), 0, attack.name)
-    knowledge = Knowledge(model=targets.model, shape=targets.pool.shape, classes=len(targets.pool.classes))
+    knowledge = Knowledge(
+        model=targets.model,
+        shape=targets.pool.shape,
+        classes=len(targets.pool.classes),
+        lr=targets.algorithm.lr,
+    )
     partial = folder / f"probe-{part}.partial"
     found = attack.run(
         observed,

@@ -147,7 +147,7 @@ def _unknown(name: str, value: str, here: DictConfig, text: str) -> str:
         if name == "hydra/launcher" and value.startswith("submitit_") and "submitit_local" not in options:
             return f"{name}={value} needs Hydra's submitit launcher: pip install 'mirage-fl[slurm]'"
         if options:
-            return _choose(f"{name} has no option {value!r}", value, options)
+            return choose(f"{name} has no option {value!r}", value, options)
         return text
     parent, _, leaf = name.rpartition(".")
     place = OmegaConf.select(here, parent) if parent else here
@@ -157,9 +157,10 @@ def _unknown(name: str, value: str, here: DictConfig, text: str) -> str:
     if not fields:
         others = GlobalHydra.instance().config_loader().get_group_options(parent)
         return f"there is no option {name}: this {parent} takes none; choose {parent}= one of {', '.join(others)}"
-    return _choose(f"there is no option {name}", leaf, fields)
+    return choose(f"there is no option {name}", leaf, fields)
 
 
-def _choose(problem: str, given: str, allowed: list[str]) -> str:
+def choose(problem: str, given: str, allowed: list[str]) -> str:
+    """The problem, what is allowed, and the nearest of that."""
     near = difflib.get_close_matches(given, allowed, n=1)
     return f"{problem}; allowed: {', '.join(allowed)}" + (f"; did you mean {near[0]}?" if near else "")

@@ -58,7 +58,7 @@ def torchvision_set(
     def part(train: bool) -> Source:
         where = f"{name} ({'train' if train else 'test'})"
         cure = f"put torchvision's files into data.path={path}, or delete damaged ones and set data.download=true"
-        with _reading(f"{where} cannot be read", cure):
+        with reading(f"{where} cannot be read", cure):
             loaded = getattr(torchvision.datasets, TORCHVISION[name])(
                 str(path), train=train, download=download, **options
             )
@@ -67,7 +67,7 @@ def torchvision_set(
             pixels = pixels.transpose(0, 2, 1)
         pixels = pixels[:, None] if pixels.ndim == 3 else pixels.transpose(0, 3, 1, 2)
         names = tuple(loaded.classes)[first:]
-        return _source(labels, _reader(pixels), where, count=len(pixels), names=names, first=first, cure=cure)
+        return _source(labels, reader(pixels), where, count=len(pixels), names=names, first=first, cure=cure)
 
     return pool_and_test(part(True), part(False), Choice(**choice))
 
@@ -96,7 +96,7 @@ def parquet(
 
         if not Path(file).is_file():
             raise InputError(f"{file} is not a file; set data.path (and data.test_path) to a parquet file")
-        with _reading(f"{file} is not a readable parquet file", "replace it"):
+        with reading(f"{file} is not a readable parquet file", "replace it"):
             table = pq.read_table(file).combine_chunks()
         column = image_column or next(
             (field.name for field in table.schema if pa.types.is_struct(field.type) or pa.types.is_binary(field.type)),
@@ -121,7 +121,7 @@ def parquet(
             )
         return _source(
             _column(table[label_column], file, label_column, "data.label_column"),
-            lambda rows: _decode([(_bytes_of(encoded[int(row)].as_py()), f"{file}, row {row}") for row in rows]),
+            lambda rows: decode([(_bytes_of(encoded[int(row)].as_py()), f"{file}, row {row}") for row in rows]),
             file,
             count=len(table),
             names=names,
@@ -145,13 +145,13 @@ def npz(path: str, test_path: str | None = None, **choice: Any) -> tuple[ImageSe
 
     def source(file: str) -> Source:
         arrays = _arrays(file)
-        pixels = _channels_first(arrays["images"], file)
+        pixels = channels_first(arrays["images"], file)
         names = arrays.get("classes")
         if names is not None and (names.ndim != 1 or names.dtype.kind not in "Uiu"):
             raise InputError(f"{file}: `classes` is {_kind(names)}; save a flat array with the name of every class")
         return _source(
             arrays["labels"],
-            _reader(pixels),
+            reader(pixels),
             file,
             count=len(pixels),
             names=None if names is None else names.tolist(),
@@ -187,7 +187,7 @@ def folder(path: str, test_path: str | None = None, by_owner: bool = False, **ch
         files = [file for _, _, file in found]
         return _source(
             labels,
-            lambda rows: _decode([(files[int(row)], str(files[int(row)])) for row in rows]),
+            lambda rows: decode([(files[int(row)], str(files[int(row)])) for row in rows]),
             root,
             count=len(files),
             names=names.tolist(),
@@ -274,7 +274,7 @@ def _arrays(file: str) -> dict[str, Array]:
     if not Path(file).is_file():
         raise InputError(f"{file} is not a file; set data.path (and data.test_path) to a file of numpy.savez")
     cure = "save it again with numpy.savez, as plain arrays without Python objects"
-    with _reading(f"{file} is not a readable .npz file", cure):
+    with reading(f"{file} is not a readable .npz file", cure):
         loaded = np.load(file, allow_pickle=False)
         if not isinstance(loaded, np.lib.npyio.NpzFile):
             raise InputError(f"{file} is not an .npz file but one bare array; {cure}")
@@ -287,7 +287,7 @@ def _arrays(file: str) -> dict[str, Array]:
     return arrays
 
 
-def _channels_first(images: Array, file: str) -> Array:
+def channels_first(images: Array, file: str) -> Array:
     """The stored `images` as [examples, 1 or 3, height, width], with type and range checked."""
     if not images.size:
         raise InputError(f"{file}: `images` is empty (shape {in_words(images.shape)}); save it again with pictures")
@@ -312,19 +312,19 @@ def _channels_first(images: Array, file: str) -> Array:
     )
 
 
-def _reader(pixels: Array) -> Reader:
+def reader(pixels: Array) -> Reader:
     """Reads stored uint8 (0 to 255) or float (0 to 1) pixels [examples, channels, height, width]."""
     scale = 255 if pixels.dtype == np.uint8 else 1
     return lambda rows: torch.from_numpy(pixels[rows].astype(np.float32) / scale)
 
 
-def _decode(encoded: list[tuple[io.BytesIO | Path, str]]) -> Tensor:
+def decode(encoded: list[tuple[io.BytesIO | Path, str]]) -> Tensor:
     """Pictures of one size as pixels [pictures, 1 or 3, height, width] in [0, 1]; the second entry says where."""
     from PIL import Image
 
     pictures: list[Array] = []
     for data, where in encoded:
-        with _reading(f"{where} is not a readable picture", "replace or remove it"), Image.open(data) as image:
+        with reading(f"{where} is not a readable picture", "replace or remove it"), Image.open(data) as image:
             if image.mode.startswith(("I", "F")):
                 raise InputError(f"{where} has more than 8 bits a pixel (mode {image.mode}); save it with 8")
             pixels = np.asarray(image if image.mode in ("L", "RGB") else image.convert("RGB"))
@@ -335,11 +335,11 @@ def _decode(encoded: list[tuple[io.BytesIO | Path, str]]) -> Tensor:
             )
         pictures.append(pixels)
     stacked = np.stack(pictures)
-    return _reader(stacked[:, None] if stacked.ndim == 3 else stacked.transpose(0, 3, 1, 2))(np.arange(len(stacked)))
+    return reader(stacked[:, None] if stacked.ndim == 3 else stacked.transpose(0, 3, 1, 2))(np.arange(len(stacked)))
 
 
 @contextmanager
-def _reading(wrong: str, cure: str) -> Iterator[None]:
+def reading(wrong: str, cure: str) -> Iterator[None]:
     """What another library raises on a damaged file, whichever of its many errors that is, as one line."""
     try:
         yield

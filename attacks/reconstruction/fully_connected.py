@@ -8,16 +8,19 @@ units. Several examples come out as a mean of theirs.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
-from fl_core.errors import InputError
+from attacks.reconstruction.base import Knowledge, Reconstruction, Shape, Updates, check_fits
+from attacks.reconstruction.first_layer import FirstLayer, first_layer
+from attacks.reconstruction.labels import infer_labels, labels_of_pictures
+from attacks.reconstruction.rank import check_examples
+from attacks.reconstruction.verification import check_one_step, verified
+from fl_core.errors import InputError, check_number
 from fl_core.optimizers import Tree
-from fl_core.views import Server, require_view
-
-Shape = tuple[int, int, int]
+from fl_core.views import Server
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,22 +63,71 @@ def layer_input(update: Tree, knowledge: LayerKnowledge) -> tuple[Tensor, Tensor
 
 @dataclass(frozen=True, kw_only=True)
 class FullyConnected:
-    """Read a client's one example off its update: exact for one local step on it.
+    """Read pictures off a fully connected first layer: exact for one local step.
 
-    A server that sees sums has `layer_input` for a sum that it made one client's.
+    One picture comes out by least squares over all units. Of a batch, those pictures come out that have units to
+    themselves: `agreeing` units at least whose quotients ∂W_i/∂b_i agree, as mixtures of several pictures would only by
+    chance. The pixels of two agree if none is further apart than `spread`; both see no truth. What is left is NaN.
     """
+
+    agreeing: int = 2
+    spread: float | None = None
 
     name: ClassVar[str] = "fully connected layer"
     needs: ClassVar[type[Server]] = Server
     letter: ClassVar[str] = "B"
 
-    def run(self, observation: Server, knowledge: LayerKnowledge, *, round: int = 0) -> Tensor:
-        """The pictures [replicas, cohort, channels, height, width] of the clients of `round`, as `layer_input` does."""
-        require_view(self.name, observation, Server)
-        if round not in observation.updates:
-            raise InputError(f"round {round} was not recorded; recorded: {sorted(observation.updates)}")
-        updates = observation.updates[round]
-        replicas = len(updates[knowledge.bias])
-        found, _ = layer_input({name: value.flatten(0, 1) for name, value in updates.items()}, knowledge)
-        every: Tensor = found.unflatten(0, (replicas, -1))
-        return every
+    def __post_init__(self) -> None:
+        check_number("agreeing", self.agreeing, minimum=2, integer=True)
+        if self.spread is not None:
+            check_number("spread", self.spread, above=0)
+
+    def run(self, updates: Updates, knowledge: Knowledge, **_: Any) -> Reconstruction:
+        """Not cut to [0, 1]. Raises InputError for another first layer, several steps and too small a batch size."""
+        check_fits(updates, knowledge.model)
+        check_one_step(knowledge, self.name)
+        first = first_layer(knowledge.model, knowledge.shape, "fully connected inversion and its like")
+        check_examples(updates, knowledge)
+        if knowledge.examples == 1:
+            told = LayerKnowledge(
+                weight=first.weight,
+                bias=first.bias,
+                shape=knowledge.shape,
+                scale=1.0,
+                shift=0.0,
+                error=knowledge.noise,
+            )
+            entered = layer_input(updates.moved, told)[0].flatten(1)
+            images = first.pixels(entered).unflatten(1, knowledge.shape).unsqueeze(1)
+            labels = infer_labels(updates, knowledge)
+        else:
+            images = self._alone(updates, knowledge, first)
+            labels = labels_of_pictures(updates, knowledge, images)
+        return verified(updates, knowledge, images, labels, self.name, torch.zeros(len(updates)))
+
+    def _alone(self, updates: Updates, knowledge: Knowledge, first: FirstLayer) -> Tensor:
+        """The pictures with units to themselves [victims, examples, ...], NaN for the others."""
+        weight, bias = updates.moved[first.weight], updates.moved[first.bias]
+        double = weight.dtype == torch.float64
+        spread = self.spread or (1e-7 if double else 1e-3)
+        # A unit that moved by next to nothing is all rounding.
+        took_part = bias.abs() > (1e-9 if double else 1e-3) * bias.abs().amax(1, keepdim=True)
+        pixels = first.pixels(weight / torch.where(took_part, bias, torch.inf).unsqueeze(2))
+        images = pixels.new_full((len(updates), knowledge.examples, pixels.shape[2]), torch.nan)
+        for victim in range(len(updates)):
+            rows = pixels[victim][took_part[victim]]
+            steep = bias[victim][took_part[victim]].abs()
+            same = torch.cdist(rows, rows, p=torch.inf) <= spread
+            place = 0
+            while place < knowledge.examples and len(rows):
+                lead = int(same.sum(1).argmax())
+                group = same[lead]
+                if group.sum() < self.agreeing:
+                    break
+                members = group.nonzero().flatten()
+                images[victim, place] = rows[members[steep[members].argmax()]]
+                kept = (~group).nonzero().flatten()
+                rows, steep, same = rows[kept], steep[kept], same[kept][:, kept]
+                place += 1
+        pictures: Tensor = images.unflatten(2, knowledge.shape)
+        return pictures

@@ -13,11 +13,10 @@ from typing import Literal
 
 import torch
 from torch import Tensor
-from torch.func import functional_call
 
 from attacks.reconstruction.base import Knowledge, Reconstruction, Updates, check_fits
 from attacks.reconstruction.fitting import Schedule, fit
-from attacks.reconstruction.labels import infer_label_counts, infer_single_label
+from attacks.reconstruction.labels import infer_labels
 from attacks.reconstruction.lbfgs import LBFGS
 from attacks.reconstruction.objectives import Distance, Objective, shared_model
 from attacks.reconstruction.parametrisation import Parametrisation, Pixels, merged_epochs
@@ -30,6 +29,7 @@ from attacks.reconstruction.regularisers import (
     TotalVariation,
 )
 from attacks.reconstruction.simulation import Simulation, observed_moments, parameters_among
+from attacks.reconstruction.verification import residual, tolerance
 from fl_core.errors import InputError, check_choice, check_number
 from fl_core.lanes import Backend
 from fl_core.optimizers import Adam, Optimizer, Tree
@@ -113,12 +113,14 @@ class GradientMatching:
         """
         check_fits(updates, knowledge.model)
         self._check_knowledge(knowledge)
-        updates = updates.ordered(knowledge.model).to(device)
+        updates = seen = updates.ordered(knowledge.model)
+        labels = self._labels(seen, knowledge)
+        updates = updates.to(device)
         names = parameters_among(knowledge.model, updates.moved)
         gradient = {name: value for name, value in updates.gradient(knowledge.lr).items() if name in names}
         count, numbers = len(updates), list(range(len(updates)) if victims is None else victims)
         simulation = Simulation.of(
-            knowledge.model.to(device), knowledge.steps, knowledge.epochs, knowledge.lr, own=self.every_epoch > 0
+            knowledge.model, knowledge.steps, knowledge.epochs, knowledge.lr, own=self.every_epoch > 0, device=device
         )
         shared = shared_model(updates, list(updates.sent))
         clip = None if knowledge.clip_norm is None else knowledge.clip_norm / (knowledge.lr or 1.0)
@@ -130,7 +132,6 @@ class GradientMatching:
             known |= {f"sent/{name}": value for name, value in updates.sent.items()}
         for name, moments in observed_moments(knowledge.model, updates.sent, updates.moved).items():
             known |= {f"{what}/{name}": value for what, value in zip(("mean", "variance"), moments, strict=True)}
-        labels = self._labels(updates, knowledge)
         if labels is not None:
             known["labels"] = labels.to(device)
         start, own = self._start(run, numbers, knowledge, next(iter(gradient.values())))
@@ -155,14 +156,16 @@ class GradientMatching:
             guessed = fitted.variables["labels"].argmax(-1).unflatten(0, (count, self.restarts)).cpu()
         else:
             guessed = labels.unsqueeze(1).expand(-1, self.restarts, -1).cpu()
+        objectives = fitted.objective.view(count, self.restarts).cpu()
+        chosen = torch.arange(count), objectives.argmin(1)
         spent = fitted.iterations.view(count, self.restarts).sum(1) * objective.gradients
         return Reconstruction(
             images=pictures,
             labels=guessed,
-            objective=fitted.objective.view(count, self.restarts).cpu(),
+            objective=objectives,
             evaluations=spent.cpu(),
             method=(self.name,) * count,
-            exact=torch.zeros(count, dtype=torch.bool),
+            exact=self._verified(seen, knowledge, pictures[chosen], guessed[chosen]),
         )
 
     def _check_knowledge(self, knowledge: Knowledge) -> None:
@@ -172,6 +175,12 @@ class GradientMatching:
             raise InputError(f"{self.name} simulates several local steps, and needs their learning rate (lr)")
         if self.distance.measure == "squared":
             raise InputError(f"{self.name} compares lengths, and needs the learning rate (lr), or measure=cosine")
+
+    def _verified(self, updates: Updates, knowledge: Knowledge, pictures: Tensor, labels: Tensor) -> Tensor:
+        """Whether the answers explain the updates of one step to rounding [victims]; of several it is not checked."""
+        if self.distance is None or knowledge.steps * knowledge.epochs > 1:
+            return torch.zeros(len(updates), dtype=torch.bool)
+        return residual(updates, knowledge, pictures, labels) <= tolerance(updates)
 
     def _labels(self, updates: Updates, knowledge: Knowledge) -> Tensor | None:
         """[victims, examples]; None where they are variables."""
@@ -220,20 +229,3 @@ class GradientMatching:
         counts = moving.to(pixels).view(*pixels.shape[:2], *[1] * (pixels.dim() - 2))
         mean = (pixels * counts).sum(1) / counts.sum(1).clamp(min=1)
         return {"consensus": mean.repeat_interleave(self.restarts, 0)}
-
-
-def infer_labels(updates: Updates, knowledge: Knowledge) -> Tensor:
-    """The labels [victims, examples] behind each update, in rising order."""
-    gradient = updates.gradient(knowledge.lr)
-    if knowledge.examples == 1:
-        return infer_single_label(gradient, knowledge.classes).unsqueeze(1)
-    dummies = torch.rand(256, *knowledge.shape, generator=generator(0, "pictures for label counts"))
-    rows = []
-    for victim in range(len(updates)):
-        sent = {name: value[victim] for name, value in updates.sent.items()}
-        with torch.no_grad():
-            chances = functional_call(knowledge.model, sent, (dummies,)).softmax(1).mean(0)
-        own = {name: value[victim : victim + 1] for name, value in gradient.items()}
-        counts = infer_label_counts(own, chances, knowledge.examples)[0]
-        rows.append(torch.arange(knowledge.classes).repeat_interleave(counts))
-    return torch.stack(rows)

@@ -149,6 +149,9 @@ class Imprinted(nn.Module):
     is passed on is code.
     """
 
+    weighing: Tensor
+    passing: Tensor
+
     def __init__(self, inner: nn.Module, shape: Shape, classes: int, bins: int, kind: Kind, gain: float) -> None:
         super().__init__()
         self.imprint = nn.Linear(shape[0] * shape[1] * shape[2], bins)
@@ -161,9 +164,14 @@ class Imprinted(nn.Module):
         self.register_buffer("weighing", gain * each, persistent=False)
         self.register_buffer("passing", signs[:classes].clone(), persistent=False)
 
+    def measured(self, pixels: Tensor) -> Tensor:
+        """What each unit measures of each picture [batch, bins]."""
+        units: Tensor = self.imprint(pixels.flatten(1))
+        return units
+
     def forward(self, pixels: Tensor) -> Tensor:
         """Logits [batch, classes] of pixels [batch, channels, height, width] in [0, 1]."""
-        units = self.imprint(pixels.flatten(1))
+        units = self.measured(pixels)
         units = units.clamp(0, 1 / self.gain) if self.kind == "sparse" else units.relu()
         # One number a picture, so that every unit gets the very same gradient, to the bit.
         passed = (units * self.weighing).sum(1, keepdim=True)
@@ -252,30 +260,38 @@ class Imprint:
         if round not in observation.sums:
             raise InputError(f"round {round} was not recorded; recorded: {sorted(observation.sums)}")
         total, sent = observation.sums[round], observation.sent[round]
-        weight, bias = total[WEIGHT], total[BIAS]
-        if not (torch.isfinite(weight).all() and torch.isfinite(bias).all()):
-            raise InputError("the sum holds NaN or infinite values; no picture can be read off it")
-        # An update is a difference of two parameters, and a sum of many: below their rounding there is nothing to read.
         clients = observation.cohorts[round].shape[-1]
-        rounding = torch.finfo(bias.dtype).eps * (sent[BIAS].abs().amax(1).to(bias) * clients**0.5 + bias.abs())
-        error = (knowledge.error**2 + rounding**2).sqrt()
-        if self.kind == "dense":
-            weight = weight - torch.cat([weight[:, 1:], torch.zeros_like(weight[:, :1])], 1)
-            bias = bias - torch.cat([bias[:, 1:], torch.zeros_like(bias[:, :1])], 1)
-            error = 2**0.5 * error
-        occupied = bias.abs() > 4 * error
-        found = torch.where(occupied[..., None], weight / torch.where(occupied, bias, 1)[..., None], 0)
-        deviation = torch.where(occupied, error / bias.abs(), torch.inf)
-        slack = 4 * deviation
-        inside = ((found > -slack[..., None]) & (found < 1 + slack[..., None])).all(-1)
-        rows, low, high = (
-            value.to(found) for value in (knowledge.ruler.rows, knowledge.ruler.low, knowledge.ruler.high)
-        )
-        measured, near = (found * rows).sum(-1), slack * rows.norm(dim=1) + 1e-6 * knowledge.ruler.spread
-        at_home = (measured > low - near) & (measured <= high + near)
-        return Imprints(
-            pictures=found.unflatten(-1, knowledge.shape),
-            occupied=occupied,
-            deviation=deviation,
-            single=occupied & inside & at_home,
-        )
+        return read_off(total[WEIGHT], total[BIAS], sent[BIAS].abs().amax(1), clients, self.kind, knowledge)
+
+
+def read_off(
+    weight: Tensor, bias: Tensor, planted: Tensor, clients: int, kind: Kind, knowledge: ImprintKnowledge
+) -> Imprints:
+    """The pictures that a layer's part of a sum over `clients` gives away, `weight` [lanes, bins, pixels].
+
+    `bias` [lanes, bins] is its other part, and `planted` [lanes, bins] are the largest biases that were sent. Raises
+    InputError for a sum that is not finite.
+    """
+    if not (torch.isfinite(weight).all() and torch.isfinite(bias).all()):
+        raise InputError("the sum holds NaN or infinite values; no picture can be read off it")
+    # An update is a difference of two parameters, and a sum of many: below their rounding there is nothing to read.
+    rounding = torch.finfo(bias.dtype).eps * (planted.to(bias) * clients**0.5 + bias.abs())
+    error = (knowledge.error**2 + rounding**2).sqrt()
+    if kind == "dense":
+        weight = weight - torch.cat([weight[:, 1:], torch.zeros_like(weight[:, :1])], 1)
+        bias = bias - torch.cat([bias[:, 1:], torch.zeros_like(bias[:, :1])], 1)
+        error = 2**0.5 * error
+    occupied = bias.abs() > 4 * error
+    found = torch.where(occupied[..., None], weight / torch.where(occupied, bias, 1)[..., None], 0)
+    deviation = torch.where(occupied, error / bias.abs(), torch.inf)
+    slack = 4 * deviation
+    inside = ((found > -slack[..., None]) & (found < 1 + slack[..., None])).all(-1)
+    rows, low, high = (value.to(found) for value in (knowledge.ruler.rows, knowledge.ruler.low, knowledge.ruler.high))
+    measured, near = (found * rows).sum(-1), slack * rows.norm(dim=1) + 1e-6 * knowledge.ruler.spread
+    at_home = (measured > low - near) & (measured <= high + near)
+    return Imprints(
+        pictures=found.unflatten(-1, knowledge.shape),
+        occupied=occupied,
+        deviation=deviation,
+        single=occupied & inside & at_home,
+    )

@@ -86,10 +86,10 @@ class LBFGS:
         place = mine["newest"][lanes].long()
         for offset, value in ((0, moved), (self.memory, changed)):
             mine["pairs"][lanes, offset + place] = value[lanes]
-        for offset, value in ((0, moved), (self.memory, changed)):
-            products = torch.bmm(mine["pairs"][lanes], value[lanes, :, None])[..., 0].double()
-            mine["products"][lanes, :, offset + place] = products
-            mine["products"][lanes, offset + place] = products
+        found = _with_pairs(mine, torch.stack([moved, changed], 1))[lanes]
+        for number, offset in enumerate((0, self.memory)):
+            mine["products"][lanes, :, offset + place] = found[:, number]
+            mine["products"][lanes, offset + place] = found[:, number]
         mine["newest"][lanes] = ((place + 1) % self.memory).to(mine["newest"])
         mine["kept"][lanes] = (mine["kept"][lanes] + 1).clamp(max=self.memory)
 
@@ -98,39 +98,42 @@ class LBFGS:
         return self.lr * torch.where(mine["kept"] > 0, torch.ones_like(steepest), steepest)
 
     def _times_inverse(self, mine: Tree) -> Tensor:
-        """The slope times the inverse Hessian that the history gives.
+        """The slope times the inverse Hessian that the history gives, in its compact form (Byrd et al. 1994, eq. 2.5).
 
-        The two loops run on coefficients of the pairs, whose products are at hand (Chen et al. 2014), so that vectors
-        are touched twice only: to begin with, and to add the pairs up.
+        Coefficients of the pairs come from their products, which are at hand, by triangular solves, so that vectors are
+        touched twice only: to begin with, and to add the pairs up. A pair that is not there is a step and a change of
+        zero whose product counts as one.
         """
-        products, kept = mine["products"], mine["kept"]
-        lanes = torch.arange(len(kept), device=kept.device)
-        along = torch.bmm(mine["pairs"], mine["slope"][:, :, None])[..., 0].double()  # with each pair
-        own, mix = torch.ones_like(along[:, 0]), torch.zeros_like(along)
-        visits = []
-        for back in range(int(kept.max())):
-            step = ((mine["newest"] - 1 - back) % self.memory).long()
-            visits.append((step, step + self.memory, back < kept))
-        weights = []
-        for step, change, valid in visits:
-            weight = self._along(products, along, own, mix, lanes, step) / products[lanes, step, change]
-            weight = torch.where(valid, weight, 0.0)
-            mix[lanes, change] -= weight
-            weights.append(weight)
-        if visits:
-            step, change, valid = visits[0]
-            scale = torch.where(valid, products[lanes, step, change] / products[lanes, change, change], 1.0)
-            own, mix = own * scale, mix * scale[:, None]
-        for (step, change, valid), weight in zip(reversed(visits), reversed(weights), strict=True):
-            back_again = self._along(products, along, own, mix, lanes, change) / products[lanes, step, change]
-            mix[lanes, step] += torch.where(valid, weight - back_again, 0.0)
+        along = _with_pairs(mine, mine["slope"][:, None])[:, 0]
+        age = torch.arange(self.memory, device=along.device) - self.memory  # oldest first
+        order = ((mine["newest"][:, None] + age) % self.memory).long()
+        there = (age >= -mine["kept"][:, None]).double()
+        both = torch.cat([order, order + self.memory], 1)
+        products = mine["products"].gather(1, both[:, :, None].expand_as(mine["products"]))
+        products = products.gather(2, both[:, None, :].expand_as(products))
+        known = torch.cat([there, there], 1)
+        products = products * known[:, :, None] * known[:, None, :]
+        by_step, by_change = (along.gather(1, both) * known)[..., None].split(self.memory, 1)
+        curvature = products[:, : self.memory, self.memory :] + torch.diag_embed(1 - there)
+        changes, diagonal = products[:, self.memory :, self.memory :], curvature.diagonal(dim1=1, dim2=2)
+        newest = changes[:, -1, -1]
+        scale = torch.where(there[:, -1] > 0, diagonal[:, -1] / newest.clamp(min=1e-300), 1.0)[:, None, None]
+        upper = curvature.triu()
+        of_changes = torch.linalg.solve_triangular(upper, by_step, upper=True)
+        left = diagonal[..., None] * of_changes + scale * (changes @ of_changes - by_change)
+        of_steps = torch.linalg.solve_triangular(upper.mT, left, upper=False)
+        found = torch.cat([of_steps, -scale * of_changes], 1)[..., 0] * known
+        mix = torch.zeros_like(along).scatter(1, both, found)
         summed = torch.bmm(mix.to(mine["slope"])[:, None], mine["pairs"])[:, 0]
-        return own.to(summed)[:, None] * mine["slope"] + summed
+        return scale[:, 0].to(summed) * mine["slope"] + summed
 
-    @staticmethod
-    def _along(products: Tensor, along: Tensor, own: Tensor, mix: Tensor, lanes: Tensor, pair: Tensor) -> Tensor:
-        """The product of each lane's vector, `own` · slope + `mix` · pairs, with one of its pairs."""
-        return own * along[lanes, pair] + (products[lanes, pair] * mix).sum(1)
+
+def _with_pairs(mine: Tree, vectors: Tensor) -> Tensor:
+    """The products [lanes, vectors, pairs] of a few vectors [lanes, vectors, numbers] with each pair.
+
+    A vector lies in a row: as a column it takes a CPU over ten times as long.
+    """
+    return torch.bmm(vectors, mine["pairs"].mT).double()
 
 
 def _flat(variables: Tree, stacked: bool) -> Tensor:

@@ -1,7 +1,8 @@
 """How far a guess's update is from the observed one, for one lane, and what else a guess is to please.
 
-A lane's fixed inputs are one flat tree, its context: `observed/...`, the gradient to meet; `sent/...`, the model, where
-lanes have different ones; `weight/...`, how much a variable counts; `labels`; and what a regulariser wants.
+A lane's fixed inputs are one flat tree, its context: `observed/...`, the gradient to meet, and `square`, its own square
+as weighed; `sent/...`, the model, where lanes have different ones; `weight/...`, how much a variable counts; `labels`;
+and what a regulariser wants.
 """
 
 from __future__ import annotations
@@ -57,7 +58,7 @@ class Distance:
         check_choice("attack.distance.weighting", self.weighting, WEIGHTINGS)
 
     def context(self, observed: Tree, knowledge: Knowledge) -> Tree:
-        """What the comparison needs of the observed gradients [victims, ...]: them, and the variables' weights."""
+        """What the comparison needs of the observed gradients [victims, ...]: them, their square, and weights."""
         found = {f"observed/{name}": value for name, value in observed.items()}
         weights = self._of_variables(observed, knowledge)
         for name, value in observed.items():
@@ -67,6 +68,8 @@ class Distance:
                 found[f"weight/{name}"] = heard if weights is None else heard * weights[name].view(-1, *axes)
             elif weights is not None:
                 found[f"weight/{name}"] = weights[name]
+        products = [_weighed(value, name, found) * value for name, value in observed.items()]
+        found["square"] = torch.stack([value.flatten(1).sum(1) for value in products]).sum(0)
         if self.weighting == "snr":
             found["trust"] = self._signal(observed, knowledge).clamp(min=0.01)
         return found
@@ -98,14 +101,21 @@ class Distance:
             length = torch.stack([value.square().sum() for value in guess.values()]).sum().clamp(min=1e-30).sqrt()
             factor = (clip / length).clamp(max=1.0)
             guess = {name: value * factor for name, value in guess.items()}
-        weighed = {name: observed[name] * weights[name] if name in weights else observed[name] for name in observed}
-        theirs = torch.stack([(weighed[name] * observed[name]).sum() for name in observed]).sum()
+        theirs = context["square"]
         if self.measure == "squared":
             apart = torch.stack([_square(guess[name] - observed[name], weights.get(name)) for name in observed])
             return trust * apart.sum() / theirs.clamp(min=1e-30)
+        weighed = {name: observed[name] * weights[name] if name in weights else observed[name] for name in observed}
         along = torch.stack([(guess[name] * weighed[name]).sum() for name in observed]).sum()
         own = torch.stack([_square(guess[name], weights.get(name)) for name in observed]).sum()
-        return trust * (1 - along / (own * theirs + 1e-20).sqrt())
+        lengths = own.clamp(min=1e-30).sqrt() * theirs.clamp(min=1e-30).sqrt()  # a square each, lest both be lost
+        return trust * (1 - along / lengths)
+
+
+def _weighed(observed: Tensor, name: str, context: Tree) -> Tensor:
+    """A variable's observed gradients [victims, ...] times its weight [victims] or [victims, ...], if it has one."""
+    weight = context.get(f"weight/{name}")
+    return observed if weight is None else observed * weight.view(*weight.shape, *[1] * (observed.dim() - weight.dim()))
 
 
 def _square(value: Tensor, weight: Tensor | None) -> Tensor:

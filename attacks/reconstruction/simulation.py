@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor, nn
 from torch.func import functional_call, grad
 
@@ -36,9 +37,17 @@ class Simulation:
     own_pictures: bool = False
 
     @staticmethod
-    def of(model: nn.Module, steps: int = 1, epochs: int = 1, lr: float | None = None, own: bool = False) -> Simulation:
+    def of(
+        model: nn.Module,
+        steps: int = 1,
+        epochs: int = 1,
+        lr: float | None = None,
+        *,
+        own: bool = False,
+        device: torch.device | str = "cpu",
+    ) -> Simulation:
         """With a copy of the model that trains as the client's does, but keeps no running statistics."""
-        mine = copy.deepcopy(model).train().requires_grad_(False)
+        mine = copy.deepcopy(model).to(device).train().requires_grad_(False)
         for layer in batch_norms(mine).values():
             layer.track_running_stats = False
         return Simulation(mine, steps, epochs, lr, own)

@@ -7,14 +7,14 @@ victim to single out: what comes out is somebody's picture, or a mixture.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
 
 from attacks.reconstruction.base import Knowledge, sums_of
+from attacks.reconstruction.first_layer import first_layer
 from attacks.reconstruction.gradient_matching import GradientMatching
-from fl_core.errors import InputError, check_number
+from fl_core.errors import check_number
 from fl_core.lanes import Backend
 from fl_core.views import SecureServer, require_view
 
@@ -65,11 +65,11 @@ class Rows:
     def run(self, observation: SecureServer, knowledge: SumKnowledge, *, round: int = 0) -> Candidates:
         """Raises InputError for a view without sums, and for a model whose first layer does not take the pixels."""
         require_view(self.name, observation, SecureServer)
-        weight, bias, dark, light = _first_layer(knowledge)
+        first = first_layer(knowledge.model, knowledge.shape)
         total = observation.sums[round]
-        slope = total[bias]  # [replicas, rows]; the sign and scale of an update cancel in the quotient
-        inputs = total[weight] / torch.where(slope == 0, torch.inf, slope).unsqueeze(2)
-        pixels = (inputs - dark) / (light - dark)
+        slope = total[first.bias]  # [replicas, rows]; the sign and scale of an update cancel in the quotient
+        inputs = total[first.weight] / torch.where(slope == 0, torch.inf, slope).unsqueeze(2)
+        pixels = first.pixels(inputs)
         outside = (pixels - pixels.clamp(0, 1)).abs().mean(2)
         plausible = (outside <= self.tolerance) & (slope != 0)
         lit = (pixels.abs() > self.black).double().mean(2)
@@ -128,30 +128,3 @@ class InvertingSums:
             lr=self.lr,
             total_variation=self.total_variation,
         )
-
-
-def _first_layer(knowledge: SumKnowledge) -> tuple[str, str, Tensor, Tensor]:
-    """The names of its weight and bias, and its inputs [pixels] for a black and a white picture.
-
-    The model may normalise pixels first, each by itself; the attacker runs it on two pictures to see how.
-    """
-    names = [name for name, _ in knowledge.model.named_parameters()]
-    pixels = torch.Size(knowledge.shape).numel()
-    layers = [(name, layer) for name, layer in knowledge.model.named_modules() if isinstance(layer, nn.Linear)]
-    if not layers or layers[0][1].in_features != pixels or layers[0][1].bias is None:
-        raise InputError(f"rows need a first layer that is fully connected, with a bias, over all {pixels} pixels")
-    name, layer = layers[0]
-    if names[:2] != [f"{name}.weight", f"{name}.bias"]:
-        raise InputError("rows need the fully connected layer to be the model's first one")
-    seen: list[Tensor] = []
-    handle = layer.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].detach()[0]))
-    try:
-        with torch.no_grad():
-            for shade in (0.0, 0.5, 1.0):
-                knowledge.model(torch.full((1, *knowledge.shape), shade))
-    finally:
-        handle.remove()
-    for (before, after), other in zip(pairwise(seen), [seen[1] - seen[0]] * 2, strict=True):
-        if not torch.allclose(after - before, other, atol=1e-6) or (after == before).any():
-            raise InputError("rows need a model that normalises each pixel by itself and linearly, if at all")
-    return f"{name}.weight", f"{name}.bias", seen[0], seen[2]

@@ -56,12 +56,14 @@ def tolerance(updates: Updates) -> Tensor:
     """
 
     def length(tree: dict[str, Tensor]) -> Tensor:
-        return torch.stack([tree[name].double().flatten(1).norm(dim=1) for name in updates.moved]).norm(dim=0)
+        whole: Tensor = torch.stack([tree[name].double().flatten(1).norm(dim=1) for name in updates.moved]).norm(dim=0)
+        return whole
 
     dtype = next(iter(updates.moved.values())).dtype
     own = 1e-9 if dtype == torch.float64 else 1e-4
     lost = torch.finfo(dtype).eps * length(updates.sent) / length(updates.moved)
-    return (own + 4 * lost).clamp(max=1e-2)
+    allowed: Tensor = (own + 4 * lost).clamp(max=1e-2)
+    return allowed
 
 
 def verified(

@@ -15,6 +15,7 @@ from experiments.studies.clients import flat
 from fl_core.algorithms.fedavg import FedAvg
 from fl_core.data import ImageSet
 from fl_core.federation import Federation, initial_state, run
+from fl_core.models import statistics_of
 from fl_core.optimizers import Tree
 from fl_core.sampling import Shuffled
 from fl_core.seeds import generator
@@ -55,7 +56,7 @@ class Victims:
             rounds=1,
             run=self.run,
             replica_ids=range(victims),
-            backend="vmap",
+            backend="loop" if statistics_of(self.model) else "vmap",
         )
 
     def prepared(self) -> Victims:

@@ -14,8 +14,9 @@ from omegaconf import OmegaConf
 from torch import nn
 from torch.func import functional_call, grad, vmap
 
-from fl_core.architectures import CNN, MLP, NORMS, ConvNet, LeNet, McMahanCNN, from_path, norm_layer
+from fl_core.architectures import CNN, MLP, NORMS, ConvNet, LeNet, McMahanCNN, norm_layer
 from fl_core.errors import InputError
+from fl_core.factories import from_path
 from fl_core.models import ClassificationLosses, initial_parameters
 from fl_core.residual import HeConv2d, ResNet, WideResNet
 

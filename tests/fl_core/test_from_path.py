@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from fl_core.architectures import from_path
 from fl_core.errors import InputError
+from fl_core.factories import from_path
 from fl_core.models import initial_parameters
 
 OWN = """

@@ -85,3 +85,38 @@ def test_a_gradient_that_is_not_finite_is_a_step_refused():
 def test_settings_that_mean_nothing_are_refused(wrong):
     with pytest.raises(InputError):
         LBFGS(**wrong)
+
+
+def test_the_direction_is_that_of_the_two_loops_with_any_number_of_pairs():
+    draw = torch.Generator().manual_seed(0)
+    lanes, size, memory = 4, 6, 3
+    roots = torch.randn(lanes, size, size, dtype=torch.float64, generator=draw)
+    hessians = roots @ roots.mT + torch.eye(size)
+    optimizer = LBFGS(memory=memory)
+    slots = optimizer.slots({"x": torch.zeros(lanes, size, dtype=torch.float64)})
+    slots["slope"] = torch.randn(lanes, size, dtype=torch.float64, generator=draw)
+    histories: list[list[tuple[Tensor, Tensor]]] = [[] for _ in range(lanes)]
+    for turn in range(5):  # lane 0 gets no pair, the last one more than it can hold
+        moved = torch.randn(lanes, size, dtype=torch.float64, generator=draw)
+        changed = (hessians @ moved[..., None])[..., 0]
+        who = torch.tensor([lane for lane in range(lanes) if turn < (0, 1, 3, 5)[lane]])
+        optimizer._remember(slots, who, moved, changed)
+        for lane in who.tolist():
+            histories[lane] = [*histories[lane], (moved[lane], changed[lane])][-memory:]
+    found = optimizer._times_inverse(slots)
+    for lane, history in enumerate(histories):
+        torch.testing.assert_close(found[lane], two_loops(slots["slope"][lane], history), rtol=1e-10, atol=1e-12)
+
+
+def two_loops(slope: Tensor, history: list[tuple[Tensor, Tensor]]) -> Tensor:
+    """Nocedal & Wright 2006, algorithm 7.4; the history's oldest pair comes first."""
+    vector, weights = slope.clone(), []
+    for step, change in reversed(history):
+        weights.append(step @ vector / (step @ change))
+        vector = vector - weights[-1] * change
+    if history:
+        step, change = history[-1]
+        vector = vector * (step @ change) / (change @ change)
+    for (step, change), weight in zip(history, reversed(weights), strict=True):
+        vector = vector + step * (weight - change @ vector / (step @ change))
+    return vector
