@@ -53,7 +53,7 @@ class Activation:
             return (value * (1 - value)).clamp(min=0)
         if self.kind == "tanh":
             return (1 - value.square()).clamp(min=0)
-        return torch.where(value > 0, 1.0, self.slope).to(value)
+        return torch.where(value > 0, torch.ones_like(value), self.slope)
 
     @property
     def kinked(self) -> bool:

@@ -185,11 +185,15 @@ def _factors(sent: Tree, link: Link, at: Tensor, units: Tensor, label: int, scal
     missed = misses(grid)
     lowest = 1 + ((missed[1:-1] <= missed[:-2]) & (missed[1:-1] < missed[2:])).nonzero()[:, 0]
     lowest = lowest[missed[lowest].argsort()[:3]] if len(lowest) else missed.argmin()[None]
-    return [_polished(float(log), logits, bias, at, target, scaled) for log in grid[lowest]]
+    solved = torch.tensor(
+        [_polished(float(log), logits, bias, at, target, scaled) for log in grid[lowest]], dtype=torch.float64
+    )
+    missed = misses(solved)
+    return [float(one) for one in solved[missed <= 1e3 * missed.min() + 1e-12].exp()]
 
 
 def _polished(log: float, logits: Tensor, bias: Tensor | float, at: Tensor, target: Tensor, scaled: bool) -> float:
-    """The factor near e^log, by Gauss and Newton's method, to the last digits of a double."""
+    """The factor's logarithm near `log`, by Gauss and Newton's method, to the last digits of a double."""
     for _ in range(20):
         factor = math.exp(log)
         chances = torch.softmax(factor * logits + bias, 0)
@@ -199,7 +203,7 @@ def _polished(log: float, logits: Tensor, bias: Tensor | float, at: Tensor, targ
         else:  # what is not along `at`
             miss, slope = (value - at * (at @ value) for value in (chances - target, turn))
         log -= max(-0.1, min(0.1, float(miss @ slope / (slope @ slope).clamp(min=1e-300))))
-    return math.exp(log)
+    return log
 
 
 # One layer

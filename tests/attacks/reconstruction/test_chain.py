@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from attacks.reconstruction.chain import chain_of
+from attacks.reconstruction.chain import Activation, chain_of
 from fl_core.architectures import CNN, MLP, ConvNet, LeNet, McMahanCNN
 from fl_core.errors import InputError
 
@@ -114,3 +114,16 @@ def test_a_trial_run_leaves_the_model_as_it_was():
         chain_of(model, SHAPE, "R-GAP")
     assert model.training
     assert model[1].num_batches_tracked == 0
+
+
+@pytest.mark.parametrize("kind", ["identity", "relu", "leaky_relu", "sigmoid", "tanh"])
+def test_inverses_and_derivatives_are_the_activation_s_to_the_last_digits(kind: str):
+    functions = {"relu": torch.relu, "sigmoid": torch.sigmoid, "tanh": torch.tanh, "identity": lambda value: value}
+    function = functions.get(kind, lambda value: nn.functional.leaky_relu(value, 0.2))
+    activation = Activation(kind=kind, slope={"relu": 0.0, "leaky_relu": 0.2}.get(kind, 1.0))
+    entered = torch.linspace(-3, 3, 30, dtype=torch.float64).requires_grad_()
+    left = function(entered)
+    slopes = torch.autograd.grad(left.sum(), entered)[0]
+    torch.testing.assert_close(activation.derivative(left.detach()), slopes, rtol=1e-13, atol=0)
+    kept = entered.detach().clamp(min=0) if kind == "relu" else entered.detach()
+    torch.testing.assert_close(activation.inverse(left.detach()), kept, rtol=1e-13, atol=0)
