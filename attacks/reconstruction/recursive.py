@@ -50,10 +50,13 @@ class RecursiveGradientAttack:
     """Recover one picture from an update of one step on it, in closed form.
 
     `try_deficient` attacks a model, too, that the rank analysis says cannot be recovered; the answer is then the
-    picture nearest to grey among those that satisfy the equations.
+    picture nearest to grey among those that satisfy the equations. The inputs of a convolution whose gradient
+    constraints do not tell them are solved for together, in time that grows with the cube of their number; where that
+    is above `largest`, by gradient constraints alone, so that the answer is not exact.
     """
 
     try_deficient: bool = False
+    largest: int = 6144
 
     name: ClassVar[str] = WHO
     needs: ClassVar[type[Server]] = Server
@@ -83,7 +86,7 @@ class RecursiveGradientAttack:
         images, labels, tried, told = [], [], [], []
         for victim in range(len(updates)):
             one = updates.select(slice(victim, victim + 1))
-            answers = _answers(chain, one, knowledge, victim)
+            answers = _answers(chain, one, knowledge, victim, self.largest)
             misses = [residual(one, knowledge, each.picture[None, None], each.label.view(1, 1)) for each in answers]
             best = answers[int(torch.stack(misses).argmin())]
             images.append(best.picture)
@@ -107,7 +110,7 @@ class _Answer:
     told: bool
 
 
-def _answers(chain: Chain, one: Updates, knowledge: Knowledge, victim: int) -> list[_Answer]:
+def _answers(chain: Chain, one: Updates, knowledge: Knowledge, victim: int, largest: int) -> list[_Answer]:
     """What may be behind one update; which it is, the update itself decides."""
     lr = knowledge.lr or 1.0
     sent = {name: value[0].double().cpu() for name, value in one.sent.items()}
@@ -121,7 +124,7 @@ def _answers(chain: Chain, one: Updates, knowledge: Knowledge, victim: int) -> l
         for place in range(len(chain.links) - 1, 0, -1):
             at_output, output = _backwards(chain.links[place - 1], chain.links[place], sent, at_output, entered)
             prior = _prior(chain, place - 1)
-            entered = _input(chain.links[place - 1], sent, gradient, at_output, output, prior)
+            entered = _input(chain.links[place - 1], sent, gradient, at_output, output, prior, largest)
             determined &= bool((entered.error <= _TOLD * prior.error).all())
         picture = chain.pixels(entered.value.flatten()).clamp(0, 1).view(knowledge.shape)
         picture = torch.where(torch.isfinite(picture).all(), picture, torch.nan)
@@ -251,7 +254,13 @@ def _transposed(link: Link, weight: Tensor, at_output: Tensor) -> Tensor:
 
 
 def _input(
-    link: Link, sent: Tree, gradient: dict[str, Estimate], at_output: Estimate, output: Estimate, prior: Estimate
+    link: Link,
+    sent: Tree,
+    gradient: dict[str, Estimate],
+    at_output: Estimate,
+    output: Estimate,
+    prior: Estimate,
+    largest: int,
 ) -> Estimate:
     """What entered a layer [entries]: by its gradient constraints, and a convolution's by its weight constraints, too.
 
@@ -281,7 +290,7 @@ def _input(
     apart = _Factored(torch.cat([matrix, torch.eye(entries, dtype=matrix.dtype) / spread]))
     error = apart.deviations()[None].expand(channels, entries)
     whole = None
-    if (error > _ALONE * spread).any():
+    if (error > _ALONE * spread).any() and channels * entries <= largest:
         rows = weight_matrix(read, entries, sent[link.weight].flatten(2))[known] / deviations[:, None]
         whole = _Factored(torch.cat([torch.block_diag(*[apart.triangle] * channels), rows]))
         error = whole.deviations()

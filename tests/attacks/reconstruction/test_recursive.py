@@ -259,3 +259,17 @@ def test_a_picture_whose_gradient_stops_on_the_way_is_not_answered():
     assert torch.isnan(found.images).all()
     assert torch.isinf(found.objective).all()
     assert not found.exact.any()
+
+
+def test_a_system_above_the_largest_is_left_to_gradient_constraints():
+    # LeNet on 8x8 pixels does with these; 16 weights of 2x2 patches say too little of 64 pixels.
+    images, labels = pictures(2)
+    model = LeNet(SHAPE, CLASSES)
+    updates = updates_of(model, images, labels)
+    assert RecursiveGradientAttack(largest=1).run(updates, knowing(model)).exact.all()
+    few = nn.Sequential(nn.Conv2d(1, 4, 2, stride=2), nn.Tanh(), nn.Flatten(), nn.Linear(64, CLASSES))
+    updates = updates_of(few, images, labels)
+    assert ATTACK.run(updates, knowing(few)).exact.all()
+    found = RecursiveGradientAttack(largest=63).run(updates, knowing(few))
+    assert not found.exact.any()
+    assert psnr(found.selected(), images[:, None]).max() < 40
