@@ -2,7 +2,7 @@
 
 A convolution with weights W [outputs, inputs, taps] has, with K [outputs, places] the loss's gradient at its output z,
 ∂W[o, i, t] = Σ_p K[o, p]·x[i, tap t of place p], the gradient constraints, in which all input channels share one
-matrix; and W·x + b = z, the weight constraints. Source: Zhu & Blaschko 2021, "R-GAP", sections 3.2 and 4.
+matrix; and W·x + b = z, the weight constraints. Source: Zhu & Blaschko 2021, "R-GAP: Recursive Gradient Attack on Privacy".
 """
 
 from __future__ import annotations
@@ -89,8 +89,9 @@ def rank_analysis(model: nn.Module, shape: Shape, active: float = 1.0) -> RankAn
 
     The gradient constraints of a convolution are counted by the rank of their matrix for a random K; a fully connected
     layer's determine its input by themselves. Each unit's output gives one weight constraint, where its activation can
-    be inverted: of ReLUs, the share that is `active`. Source: after the rank analysis of Zhu & Blaschko 2021, section
-    4, without its virtual constraints, by which a layer's surplus could make up for another's lack.
+    be inverted: of ReLUs, the share of channels that are `active`, as on a picture's even regions most fire or do not
+    as a channel. Source: after the rank analysis of Zhu & Blaschko 2021,
+    without its virtual constraints, by which a layer's surplus could make up for another's lack.
     """
     return rank_of(chain_of(model, shape, WHO), active)
 
@@ -107,8 +108,9 @@ def rank_of(chain: Chain, active: float = 1.0) -> RankAnalysis:
         channels, height, width = link.inputs
         at_output = torch.randn(link.outputs[0], link.outputs[1:].numel(), generator=draw, dtype=torch.float64)
         if link.activation.kind == "relu":
-            at_output *= torch.rand(at_output.shape, generator=draw) < active
-            weight = int(active * weight)
+            firing = int(active * len(at_output))
+            at_output[firing:] = 0
+            weight = firing * at_output.shape[1]
         matrix = gradient_matrix(taps(link), height * width, at_output)
         gradient = channels * int(torch.linalg.matrix_rank(matrix))
         layers.append(LayerRank(name=link.name, unknowns=unknowns, gradient=gradient, weight=min(weight, unknowns)))

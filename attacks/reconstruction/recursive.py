@@ -170,7 +170,7 @@ def _heads(
 def _factors(sent: Tree, link: Link, at: Tensor, units: Tensor, label: int, scaled: bool) -> list[float]:
     """The factors t for which the logits of an input t·`units` have about the gradient `at`/t; `at` has length 1.
 
-    One equation a class for the one unknown, where Zhu & Blaschko's section 3.1 has a single one; it may have two
+    One equation a class for the one unknown, where Zhu & Blaschko's binary loss has a single one; it may have two
     solutions of two classes. Without the update's scale, only directions count. At least one is returned.
     """
     bias = sent[link.bias] if link.bias else 0.0
