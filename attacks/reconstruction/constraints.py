@@ -2,7 +2,7 @@
 
 A convolution with weights W [outputs, inputs, taps] has, with K [outputs, places] the loss's gradient at its output z,
 ∂W[o, i, t] = Σ_p K[o, p]·x[i, tap t of place p], the gradient constraints, in which all input channels share one
-matrix; and W·x + b = z, the weight constraints. Source: Zhu & Blaschko 2021, "R-GAP: Recursive Gradient Attack on Privacy".
+matrix; and W·x + b = z, the weight constraints. Source: Zhu & Blaschko 2021, R-GAP.
 """
 
 from __future__ import annotations
