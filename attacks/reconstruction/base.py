@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -157,7 +158,10 @@ class ReconstructionAttack(Protocol):
     @property
     def letter(self) -> str: ...
 
-    def run(self, updates: Updates, knowledge: Knowledge, **options: Any) -> Reconstruction: ...
+    @property
+    def run(self) -> Callable[..., Reconstruction]:
+        """`run(updates, knowledge, **options)`; what an attack has no use for it ignores."""
+        ...
 
 
 # From an observation

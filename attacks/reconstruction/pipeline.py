@@ -57,10 +57,12 @@ class Pipeline:
     ) -> Explained:
         """`options` go to the fallback, `victims` to whichever attack draws at random.
 
-        Raises InputError for an update that does not fit, and for a batch size that is too small.
+        Raises InputError for an update that does not fit, and without a fallback for a batch size that the update's
+        rank contradicts: with one, the update may be no plain gradient, as a pruned one is not.
         """
         check_fits(updates, knowledge.model)
-        check_examples(updates, knowledge)
+        if self.fallback is None:
+            check_examples(updates, knowledge)
         numbers = list(range(len(updates)) if victims is None else victims)
         reasons: list[str] = []
         answers: list[tuple[Tensor, Reconstruction]] = []

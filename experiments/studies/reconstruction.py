@@ -71,7 +71,7 @@ class ReconstructionCases(Study):
     gallery: int
 
     reads: ClassVar[tuple[str, ...]] = ("data",)
-    grid: ClassVar[tuple[str, ...]] = ("cases",)
+    grid: ClassVar[tuple[str, ...]] = ("cases", "models")
 
     def __post_init__(self) -> None:
         for name in ("lr", "training_lr"):
@@ -99,7 +99,12 @@ class ReconstructionCases(Study):
             build(shape=pool.shape, classes=len(pool.classes))
 
     def points(self) -> list[Values]:
-        return [{"case": name, "about": dict(self.cases[name])} for name in self.cases]
+        return [{"case": name, "about": dict(self.cases[name]), "model": self._described(name)} for name in self.cases]
+
+    def _described(self, name: str) -> Values:
+        """The model of a case in plain values, on which its stored run depends."""
+        build: Any = self.models[self.case(name).model]
+        return {"factory": getattr(build, "func", build).__qualname__} | dict(getattr(build, "keywords", {}))
 
     def measure(self, point: Values, setting: Setting) -> Values:
         case = Case(**point["about"])

@@ -10,6 +10,11 @@ from torch import Tensor
 
 from attacks.reconstruction import presets
 from attacks.reconstruction.base import Reconstruction
+from attacks.reconstruction.cocktail import CocktailParty
+from attacks.reconstruction.fully_connected import FullyConnected
+from attacks.reconstruction.pipeline import Pipeline
+from attacks.reconstruction.recursive import RecursiveGradients
+from attacks.reconstruction.spear import Spear
 
 ATTACKS: dict[str, Callable[..., Any]] = {
     "DLG": presets.dlg,
@@ -19,6 +24,11 @@ ATTACKS: dict[str, Callable[..., Any]] = {
     "adaptive": presets.adaptive,
     "GradInversion": presets.grad_inversion,
     "deep image prior": presets.deep_image_prior,
+    "fully connected": lambda **_: FullyConnected(),
+    "SPEAR": lambda **_: Spear(submatrices=20_000),  # seconds a batch
+    "R-GAP": lambda **_: RecursiveGradients(),
+    "cocktail party": lambda **_: CocktailParty(),
+    "exact first": lambda **budget: Pipeline(fallback=presets.inverting_gradients(**budget)),
 }
 """Each is called with `restarts` and `iterations`; an exact one has no use for them."""
 

@@ -313,7 +313,7 @@ def test_what_algebra_solves_is_not_searched_for(here: Path, mirage):
     assert told["exact"]
     assert told["evaluations"] < 5
     assert told["scores"]["psnr"][0] > 90  # what float32 leaves of a difference of models
-    assert "it explains the update to rounding" in Path("results/own_update/page.html").read_text()
+    assert "It explains the update to rounding" in Path("results/own_update/page.html").read_text()
 
 
 def test_a_batch_size_that_the_update_s_rank_contradicts_is_refused(here: Path, mirage, capsys):

@@ -99,3 +99,14 @@ def test_a_batch_size_that_is_too_small_stops_the_pipeline():
     model = MLP(SHAPE, CLASSES, hidden=(64,))
     with pytest.raises(InputError, match="the update holds 4 pictures at least, not 2"):
         Pipeline().run(one_step(model, *batches(2, 4)), knows(model, 2))
+
+
+def test_an_update_that_is_no_plain_gradient_goes_to_the_fallback():
+    # Pruned, it has the rank of many pictures, which says nothing of how many there are.
+    model = MLP(SHAPE, CLASSES, hidden=(64,))
+    seen = one_step(model, *batches(2, 2))
+    for value in seen.moved.values():
+        value[value.abs() < value.abs().median()] = 0.0
+    found = Pipeline(fallback=Grey()).run(seen, knows(model, 2))
+    assert found.method == ("grey 0", "grey 1")
+    assert any("pictures at least, not 2" in reason for reason in found.reasons)

@@ -171,6 +171,18 @@ def test_double_precision_goes_further():
     assert found.images.dtype == torch.float64
 
 
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("preset", [presets.inverting_gradients, presets.dlg, presets.deep_image_prior])
+def test_cuda_begins_where_the_cpu_does_and_goes_the_same_way(preset):
+    scene = victims(smooth())
+    updates, told = scene.updates("a test"), scene.knowledge()
+    attack = preset(iterations=3, restarts=2)
+    here, there = (attack.run(updates, told, device=device, backend="vmap") for device in ("cpu", "cuda"))
+    assert there.images.device.type == "cpu"
+    torch.testing.assert_close(there.images, here.images, rtol=0, atol=1e-3)
+    assert torch.equal(there.selected_labels(), here.selected_labels())
+
+
 @pytest.mark.parametrize(
     ("attack", "told", "said"),
     [
