@@ -93,8 +93,9 @@ class RecursiveGradientAttack:
             labels.append(best.label)
             told.append(best.told)
             tried.append(len(answers))
+        dtype = next(iter(updates.moved.values())).dtype
         found = verified(
-            updates, knowledge, torch.stack(images)[:, None], torch.stack(labels)[:, None], self.name,
+            updates, knowledge, torch.stack(images)[:, None].to(dtype), torch.stack(labels)[:, None], self.name,
             torch.tensor(tried),
         )  # fmt: skip
         # Where equations are missing, many pictures explain the update; one of them is not the picture.
