@@ -19,7 +19,7 @@ from attacks.reconstruction.base import (
 )
 from attacks.reconstruction.fully_connected import FullyConnected
 from attacks.reconstruction.rank import check_examples
-from attacks.reconstruction.recursive import RecursiveGradients
+from attacks.reconstruction.recursive import RecursiveGradientAttack
 from attacks.reconstruction.spear import Spear
 from fl_core.errors import InputError
 from fl_core.views import Server
@@ -41,7 +41,7 @@ class Pipeline:
     """
 
     fallback: ReconstructionAttack | None = None
-    exact: tuple[ReconstructionAttack, ...] = (FullyConnected(), Spear(), RecursiveGradients())
+    exact: tuple[ReconstructionAttack, ...] = (FullyConnected(), Spear(), RecursiveGradientAttack())
 
     name: ClassVar[str] = "exact first"
     needs: ClassVar[type[Server]] = Server

@@ -1,286 +1,342 @@
-"""R-GAP: one picture, layer by layer from the loss back to the pixels (Zhu & Blaschko 2021).
+"""R-GAP: one picture from its gradient, layer by layer backwards, by linear equations (Zhu & Blaschko 2021).
 
-For a layer z = W·x with the gradient δ of its output, both z = W·x (the weights' equations) and ∂W = δ⊗x (the
-gradient's) are linear in the layer's input x. Once z and δ are known, x is their least-squares solution, the activation
-before it is undone, and δ goes one layer back. It starts at the logits, whose δ is softmax − one-hot. The equations'
-rank says beforehand whether a network can be recovered.
+At the logits the gradient of the cross-entropy is softmax minus one-hot: the output bias's gradient, or else what the
+weights' gradient, their product with the last layer's input, leaves open, a factor, by the consistency of the two. From
+the gradient at a layer's output and the weights' gradient follows the layer's input, where needed with the help of the
+output's own value; from these the gradient at the output of the layer before; and so on down to the pixels.
+
+An update is rounded, and layers multiply that error. So each quantity has a standard deviation with it, carried along
+to first order as though errors were independent, and equations are weighed by theirs.
 """
 
 from __future__ import annotations
 
-import copy
-import operator
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
+from torch.nn.grad import conv2d_input
 
-from attacks.reconstruction.base import Knowledge, Reconstruction, Shape, Updates, check_fits
-from attacks.reconstruction.labels import infer_labels
-from attacks.reconstruction.verification import check_one_step, verified
-from fl_core.architectures import side_by_side
+from attacks.reconstruction.base import Knowledge, Reconstruction, Updates, check_fits
+from attacks.reconstruction.chain import Chain, Link, chain_of
+from attacks.reconstruction.constraints import WHO, gradient_matrix, rank_of, taps, weight_matrix
+from attacks.reconstruction.verification import check_one_step, residual, verified
 from fl_core.errors import InputError
 from fl_core.optimizers import Tree
-from fl_core.seeds import generator
 from fl_core.views import Server
 
-_ACTIVATIONS: dict[Any, str] = {
-    nn.LeakyReLU: "leaky_relu",
-    nn.Sigmoid: "sigmoid",
-    nn.Tanh: "tanh",
-    F.leaky_relu: "leaky_relu",
-    torch.sigmoid: "sigmoid",
-    torch.tanh: "tanh",
-    "sigmoid": "sigmoid",
-    "tanh": "tanh",
-}
-_AFFINE = {operator.add: "add", operator.sub: "sub", operator.mul: "mul", operator.truediv: "div"}
+# Equations are weighed by their error, but no more than this times as much as their size: a double has no more digits
+# to tell them from the prior, whose weight is 1.
+_FINEST = 1e-12
+# Where gradient constraints leave less than this share of what was unknown, a convolution's weight constraints add
+# nothing worth a system over all channels.
+_ALONE = 1e-3
+# An entry is told by the equations where they leave less than this share of what was unknown of it.
+_TOLD = 0.1
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A tensor and the standard deviation of each of its entries."""
+
+    value: Tensor
+    error: Tensor
 
 
 @dataclass(frozen=True, kw_only=True)
-class Link:
-    """A step of a chain: its `kind`, a layer's `name` and module, and an activation's or a constant's `number`."""
+class RecursiveGradientAttack:
+    """Recover one picture from an update of one step on it, in closed form.
 
-    kind: str
-    name: str = ""
-    layer: nn.Module | None = None
-    number: float = 0.0
-
-
-@dataclass(frozen=True, kw_only=True)
-class Equations:
-    """Of a layer: how many numbers enter it, and the rank of the equations for them."""
-
-    name: str
-    unknown: int
-    rank: int
-
-    @property
-    def enough(self) -> bool:
-        return self.rank >= self.unknown
-
-
-class _Tracer(fx.Tracer):
-    """Which takes a layer of one's own that is a linear layer or a convolution as one, as torch's are."""
-
-    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        return isinstance(m, nn.Linear | nn.Conv2d) or super().is_leaf_module(m, module_qualified_name)
-
-
-def chain_of(model: nn.Module) -> list[Link]:
-    """The steps of a model that is a chain of convolutions, linear layers and invertible activations.
-
-    Constants added to pixels or multiplied with them belong to it, too. InputError, in a line, for any other model.
+    `try_deficient` attacks a model, too, that the rank analysis says cannot be recovered; the answer is then the
+    picture nearest to grey among those that satisfy the equations. The inputs of a convolution whose gradient
+    constraints do not tell them are solved for together, in time that grows with the cube of their number; where that
+    is above `largest`, by gradient constraints alone, so that the answer is not exact.
     """
-    try:
-        graph = _Tracer(autowrap_functions=(side_by_side,)).trace(model)
-    except Exception as error:
-        raise InputError(
-            f"R-GAP cannot follow {type(model).__name__}: its forward pass is not a fixed chain"
-        ) from error
-    layers = dict(model.named_modules())
-    links: list[Link] = []
-    before: fx.Node | None = None
-    for node in graph.nodes:
-        if node.op == "output":
-            break
-        if node.op != "placeholder":
-            if before not in node.all_input_nodes or len(node.all_input_nodes) != 1:
-                raise InputError(f"R-GAP needs a chain of layers; {node.name} takes more than the step before it")
-            links.append(_link(node, layers))
-        before = node
-    weighted = [link for link in links if link.kind in ("conv", "linear")]
-    if not weighted or links[-1].kind != "linear":
-        raise InputError("R-GAP needs a chain that ends in a linear layer, whose outputs are the logits")
-    if len({link.name for link in weighted}) < len(weighted):
-        raise InputError("R-GAP needs a chain in which each layer is used once")
-    return links
 
+    try_deficient: bool = False
+    largest: int = 6144
 
-def _link(node: fx.Node, layers: dict[str, nn.Module]) -> Link:
-    what: Any = node.target
-    if node.op == "call_module":
-        layer = layers[str(node.target)]
-        if isinstance(layer, nn.Linear):
-            return Link(kind="linear", name=str(node.target), layer=layer)
-        if isinstance(layer, nn.Conv2d) and layer.groups == 1 and layer.padding_mode == "zeros":
-            return Link(kind="conv", name=str(node.target), layer=layer)
-        if isinstance(layer, nn.Flatten | nn.Identity):
-            return Link(kind="flatten")
-        if type(layer) in _ACTIVATIONS:
-            return Link(kind=_ACTIVATIONS[type(layer)], number=getattr(layer, "negative_slope", 0.0))
-        what = type(layer).__name__
-    elif node.target in _AFFINE and isinstance(node.args[1], int | float):
-        return Link(kind=_AFFINE[node.target], number=float(node.args[1]))
-    elif node.target in _ACTIVATIONS:
-        slope = node.kwargs.get("negative_slope", node.args[1] if len(node.args) > 1 else 0.01)
-        return Link(kind=_ACTIVATIONS[node.target], number=float(slope))  # type: ignore[arg-type]
-    elif node.target in ("flatten", torch.flatten, side_by_side):
-        return Link(kind="flatten")
-    raise InputError(
-        f"R-GAP cannot undo {getattr(what, '__name__', what)}; it takes convolutions, linear layers, "
-        "LeakyReLU, sigmoid and tanh"
-    )
-
-
-def _forward(link: Link, value: Tensor, sent: Tree) -> Tensor:
-    """One step on one example [1, ...]."""
-    if link.kind in ("conv", "linear"):
-        return _apply(link, value, sent[f"{link.name}.weight"], sent.get(f"{link.name}.bias"))
-    steps: dict[str, Any] = {
-        "flatten": lambda: value.flatten(1) if link.kind == "flatten" and value.ndim > 2 else value,
-        "leaky_relu": lambda: F.leaky_relu(value, link.number),
-        "sigmoid": lambda: value.sigmoid(),
-        "tanh": lambda: value.tanh(),
-        "add": lambda: value + link.number,
-        "sub": lambda: value - link.number,
-        "mul": lambda: value * link.number,
-        "div": lambda: value / link.number,
-    }
-    done: Tensor = steps[link.kind]()
-    return done
-
-
-def _apply(link: Link, value: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    layer = link.layer
-    if isinstance(layer, nn.Conv2d):
-        return F.conv2d(value, weight, bias, layer.stride, layer.padding, layer.dilation)
-    return F.linear(value, weight, bias)
-
-
-def _undo(link: Link, value: Tensor, delta: Tensor) -> tuple[Tensor, Tensor]:
-    """An activation's or a constant's input and the loss's gradient there, from its output `value` and `delta`."""
-    if link.kind == "leaky_relu":
-        slope = torch.where(value >= 0, torch.ones_like(value), torch.full_like(value, link.number))
-        return value / slope, delta * slope
-    if link.kind == "sigmoid":
-        inside = value.clamp(1e-12, 1 - 1e-12)
-        return inside.logit(), delta * inside * (1 - inside)
-    if link.kind == "tanh":
-        inside = value.clamp(-1 + 1e-12, 1 - 1e-12)
-        return inside.atanh(), delta * (1 - inside.square())
-    number = link.number
-    if link.kind in ("add", "sub"):
-        return value - (number if link.kind == "add" else -number), delta
-    return (value / number, delta * number) if link.kind == "mul" else (value * number, delta / number)
-
-
-def _system(link: Link, shape: torch.Size, delta: Tensor, weight: Tensor) -> Tensor:
-    """The matrix [equations, inputs] of a layer's weights' equations, then its gradient's, for inputs of `shape`."""
-    unknown = shape.numel()
-    every = torch.eye(unknown, dtype=weight.dtype).view(unknown, *shape[1:])
-    forward = _apply(link, every, weight, None).flatten(1)
-    if isinstance(link.layer, nn.Linear):
-        return torch.cat([forward.T, torch.einsum("o,ui->oiu", delta[0], every).flatten(0, 1)])
-    # ∂W is linear in x for a fixed δ: the gradient in W of ⟨δ, W∗x⟩, for every unit vector x.
-    layer = link.layer
-    assert isinstance(layer, nn.Conv2d)
-    padding = layer.padding
-    if isinstance(padding, str):
-        raise InputError(f"R-GAP needs the padding of {link.name} as numbers, not {padding!r}")
-    kernel = (weight.shape[2], weight.shape[3])
-    windows = F.unfold(every, kernel, layer.dilation, padding, layer.stride)  # [unknown, inputs·k·k, places]
-    gradient = torch.einsum("op,uqp->oqu", delta[0].flatten(1), windows)
-    return torch.cat([forward.T, gradient.flatten(0, 1)])
-
-
-def recoverable(model: nn.Module, shape: Shape, seed: int = 0) -> list[Equations]:
-    """Whether R-GAP can recover a picture of `shape` from the model, as it stands: the rank of each layer's equations.
-
-    From the first layer to the last but one, for a random picture with label 0: beforehand, without any update. The
-    picture can be recovered where each layer has `enough`.
-    """
-    net = copy.deepcopy(model).double()
-    links = chain_of(net)
-    sent = {name: value.detach() for name, value in net.named_parameters()}
-    values = [torch.rand(1, *shape, generator=generator(seed, "picture for ranks"), dtype=torch.float64)]
-    values[0].requires_grad_()
-    for link in links:
-        values.append(_forward(link, values[-1], sent))
-    deltas = torch.autograd.grad(F.cross_entropy(values[-1], torch.tensor([0])), values)
-    found = []
-    for place, link in enumerate(links):
-        if link.kind not in ("conv", "linear"):
-            continue
-        system = _system(link, values[place].shape, deltas[place + 1], sent[f"{link.name}.weight"])
-        norms = system.norm(dim=1, keepdim=True)
-        rank = int(torch.linalg.matrix_rank(system / norms.clamp(min=1e-300)))
-        found.append(Equations(name=link.name, unknown=values[place].numel(), rank=rank))
-    return found
-
-
-@dataclass(frozen=True, kw_only=True)
-class RecursiveGradients:
-    """One picture behind an update of one local step of a chain (`chain_of`). The output layer needs a bias."""
-
-    name: ClassVar[str] = "R-GAP"
+    name: ClassVar[str] = WHO
     needs: ClassVar[type[Server]] = Server
     letter: ClassVar[str] = "B"
 
-    def run(self, updates: Updates, knowledge: Knowledge, **_: Any) -> Reconstruction:
-        """Not cut to [0, 1]. Raises InputError for a batch, several steps, and models that are no such chain."""
+    def run(self, updates: Updates, knowledge: Knowledge, **options: Any) -> Reconstruction:
+        """One restart a victim. Raises InputError for other models, several pictures or several steps."""
         check_fits(updates, knowledge.model)
         check_one_step(knowledge, self.name)
         if knowledge.examples != 1:
-            raise InputError(f"R-GAP needs one picture behind an update, and was told of {knowledge.examples}")
-        links = chain_of(knowledge.model)
-        if f"{links[-1].name}.bias" not in updates.moved:
-            raise InputError("R-GAP needs an output layer with a bias here, whose gradient starts the recursion")
-        labels = infer_labels(updates, knowledge)
+            raise InputError(
+                f"{self.name} recovers one picture from an update, and {knowledge.examples} are behind this one; use "
+                "batch_size=1"
+            )
+        chain = chain_of(knowledge.model, knowledge.shape, self.name)
+        if not isinstance(chain.links[-1].layer, nn.Linear):
+            raise InputError(f"{self.name} needs a model whose last layer is fully connected")
+        names = [name for link in chain.links for name in (link.weight, link.bias) if name]
+        missing = [name for name in names if name not in updates.moved]
+        if missing:
+            raise InputError(f"{self.name} needs every layer's update; {missing[0]} is not in it")
+        ranks = rank_of(chain)
+        if not ranks.recoverable and not self.try_deficient:
+            raise InputError(
+                f"{self.name} cannot recover this model: {ranks.verdict}; set try_deficient=true for a best guess"
+            )
+        images, labels, tried, told = [], [], [], []
+        for victim in range(len(updates)):
+            one = updates.select(slice(victim, victim + 1))
+            answers = _answers(chain, one, knowledge, victim, self.largest)
+            misses = [residual(one, knowledge, each.picture[None, None], each.label.view(1, 1)) for each in answers]
+            best = answers[int(torch.stack(misses).argmin())]
+            images.append(best.picture)
+            labels.append(best.label)
+            told.append(best.told)
+            tried.append(len(answers))
         dtype = next(iter(updates.moved.values())).dtype
-        images = torch.stack(
-            [
-                self._recover(
-                    links,
-                    {name: value[victim].double() for name, value in updates.sent.items()},
-                    {name: -value[victim].double() for name, value in updates.moved.items()},
-                    labels[victim],
-                    knowledge.shape,
-                )
-                for victim in range(len(updates))
-            ]
-        )
-        return verified(updates, knowledge, images.to(dtype), labels, self.name, torch.zeros(len(updates)))
-
-    def _recover(self, links: list[Link], sent: Tree, gradient: Tree, label: Tensor, shape: Shape) -> Tensor:
-        """One picture [1, channels, height, width]."""
-        probe = torch.full((1, *shape), 0.5, dtype=torch.float64)
-        shapes = [probe.shape]
-        for link in links:
-            probe = _forward(link, probe, sent)
-            shapes.append(probe.shape)
-        head = links[-1]
-        slope = gradient[f"{head.name}.bias"]
-        value = (slope @ gradient[f"{head.name}.weight"] / (slope @ slope))[None]
-        logits = _forward(head, value, sent)
-        delta = logits.softmax(1) - F.one_hot(label, logits.shape[1])
-        factor = (slope @ delta[0]) / (delta[0] @ delta[0])  # the rate, where it is not known
-        delta = delta @ sent[f"{head.name}.weight"]
-        for place in range(len(links) - 2, -1, -1):
-            link = links[place]
-            if link.kind == "flatten":
-                value, delta = value.view(shapes[place]), delta.view(shapes[place])
-            elif link.kind in ("conv", "linear"):
-                weight, bias = sent[f"{link.name}.weight"], sent.get(f"{link.name}.bias")
-                known = value if bias is None else value - bias.view(1, -1, *[1] * (value.ndim - 2))
-                moved = (gradient[f"{link.name}.weight"] / factor).flatten()
-                system = _system(link, shapes[place], delta, weight)
-                target = torch.cat([known.flatten(), moved])
-                # The gradient's equations are as many orders smaller as δ is: each equation counts alike.
-                size = system.norm(dim=1)
-                kept = size > 1e-12 * size.max()
-                system, target = system[kept] / size[kept, None], target[kept] / size[kept]
-                before = torch.linalg.lstsq(system, target[:, None]).solution.view(shapes[place])
-                delta = _back(link, shapes[place], delta, weight)
-                value = before
-            else:
-                value, delta = _undo(link, value, delta)
-        return value
+        found = verified(
+            updates, knowledge, torch.stack(images)[:, None].to(dtype), torch.stack(labels)[:, None], self.name,
+            torch.tensor(tried),
+        )  # fmt: skip
+        # Where equations are missing, many pictures explain the update; one of them is not the picture.
+        return replace(found, exact=found.exact & torch.tensor(told))
 
 
-def _back(link: Link, shape: torch.Size, delta: Tensor, weight: Tensor) -> Tensor:
-    """The loss's gradient at a layer's input, from that at its output."""
-    blank = torch.zeros(shape, dtype=weight.dtype, requires_grad=True)
-    return torch.autograd.grad(_apply(link, blank, weight, None), blank, delta)[0]
+@dataclass(frozen=True)
+class _Answer:
+    """A picture [channels, height, width] in [0, 1], its label, and whether equations told every layer's input."""
+
+    picture: Tensor
+    label: Tensor
+    told: bool
+
+
+def _answers(chain: Chain, one: Updates, knowledge: Knowledge, victim: int, largest: int) -> list[_Answer]:
+    """What may be behind one update; which it is, the update itself decides."""
+    lr = knowledge.lr or 1.0
+    sent = {name: value[0].double().cpu() for name, value in one.sent.items()}
+    gradient = {name: _gradient(one, name, lr, knowledge.noise) for name in one.moved}
+    scaled = knowledge.lr is not None and knowledge.clip_norm is None
+    told = None if knowledge.labels is None else knowledge.labels[victim, 0].cpu()
+    found = []
+    for at_output, entered in _heads(chain.links[-1], sent, gradient, scaled, told):
+        guess = at_output.value.argmin() if told is None else told
+        determined = True
+        for place in range(len(chain.links) - 1, 0, -1):
+            at_output, output = _backwards(chain.links[place - 1], chain.links[place], sent, at_output, entered)
+            prior = _prior(chain, place - 1)
+            entered = _input(chain.links[place - 1], sent, gradient, at_output, output, prior, largest)
+            determined &= bool((entered.error <= _TOLD * prior.error).all())
+        picture = chain.pixels(entered.value.flatten()).clamp(0, 1).view(knowledge.shape)
+        picture = torch.where(torch.isfinite(picture).all(), picture, torch.nan)
+        found.append(_Answer(picture, guess, determined))
+    return found
+
+
+def _gradient(one: Updates, name: str, lr: float, noise: float) -> Estimate:
+    """With what rounding leaves of a difference of two models, and of a gradient, and with the defence's noise."""
+    moved, sent = one.moved[name][0].cpu(), one.sent[name][0].double().cpu()
+    eps = torch.finfo(moved.dtype).eps
+    value = -moved.double() / lr
+    rounding = eps * (0.3 * sent.abs() / lr + value.abs() + value.square().mean().sqrt())
+    return Estimate(value, (rounding.square() + (noise / lr) ** 2).sqrt())
+
+
+# The last layer
+
+
+def _heads(
+    link: Link, sent: Tree, gradient: dict[str, Estimate], scaled: bool, told: Tensor | None
+) -> list[tuple[Estimate, Estimate]]:
+    """The gradient at the logits and the last layer's input, all that are possible."""
+    weight = gradient[link.weight]
+    if link.bias in gradient:
+        at_logits = gradient[link.bias]
+        return [(at_logits, _outer_input(weight, at_logits))]
+    # The gradient is one outer product. Its left factor has one negative entry, the label's, which tells its sign
+    # (of two classes, either may be).
+    left, values, right = torch.linalg.svd(weight.value, full_matrices=False)
+    at, units = left[:, 0], right[0] * values[0]
+    signs = [1.0, -1.0] if len(at) == 2 else [1.0 if (at < 0).sum() <= 1 else -1.0]
+    found = []
+    for sign in signs:
+        label = int((sign * at).argmin()) if told is None else int(told)
+        for factor in _factors(sent, link, sign * at, sign * units, label, scaled):
+            value = sign * at / factor
+            at_logits = Estimate(value, weight.error.norm() / values[0] * value.abs().mean().expand_as(value))
+            found.append((at_logits, _outer_input(weight, at_logits)))
+    return found
+
+
+def _factors(sent: Tree, link: Link, at: Tensor, units: Tensor, label: int, scaled: bool) -> list[float]:
+    """The factors t for which the logits of an input t·`units` have about the gradient `at`/t; `at` has length 1.
+
+    One equation a class for the one unknown, where Zhu & Blaschko's binary loss has a single one; it may have two
+    solutions of two classes. Without the update's scale, only directions count. At least one is returned.
+    """
+    bias = sent[link.bias] if link.bias else 0.0
+    logits = sent[link.weight] @ units
+    target = torch.nn.functional.one_hot(torch.tensor(label), len(at)).double()
+
+    def misses(logs: Tensor) -> Tensor:
+        chances = torch.softmax(logs.exp()[:, None] * logits + bias, 1) - target
+        lengths = chances.norm(dim=1, keepdim=True).clamp(min=1e-300)
+        aims = at / logs.exp()[:, None] if scaled else at * lengths
+        missed: Tensor = ((chances - aims) / lengths).norm(dim=1)
+        return missed
+
+    grid = torch.linspace(-25, 25, 5001, dtype=torch.float64)
+    missed = misses(grid)
+    lowest = 1 + ((missed[1:-1] <= missed[:-2]) & (missed[1:-1] < missed[2:])).nonzero()[:, 0]
+    lowest = lowest[missed[lowest].argsort()[:3]] if len(lowest) else missed.argmin()[None]
+    solved = torch.tensor(
+        [_polished(float(log), logits, bias, at, target, scaled) for log in grid[lowest]], dtype=torch.float64
+    )
+    missed = misses(solved)
+    return [float(one) for one in solved[missed <= 1e3 * missed.min() + 1e-12].exp()]
+
+
+def _polished(log: float, logits: Tensor, bias: Tensor | float, at: Tensor, target: Tensor, scaled: bool) -> float:
+    """The factor's logarithm near `log`, by Gauss and Newton's method, to the last digits of a double."""
+    for _ in range(20):
+        factor = math.exp(log)
+        chances = torch.softmax(factor * logits + bias, 0)
+        turn = chances * factor * (logits - chances @ logits)  # their derivative
+        if scaled:
+            miss, slope = chances - target - at / factor, turn + at / factor
+        else:  # what is not along `at`
+            miss, slope = (value - at * (at @ value) for value in (chances - target, turn))
+        log -= max(-0.1, min(0.1, float(miss @ slope / (slope @ slope).clamp(min=1e-300))))
+    return log
+
+
+# One layer
+
+
+def _outer_input(weight: Estimate, at_output: Estimate) -> Estimate:
+    """The input x [inputs] of a fully connected layer, whose gradient is K·xᵀ, by least squares over the units."""
+    at, whole = at_output.value, at_output.value.square().sum()
+    value = weight.value.T @ at / whole
+    spread = weight.error.square() + value.square() * at_output.error.square()[:, None]
+    return Estimate(value, (spread.T @ at.square()).sqrt() / whole)
+
+
+def _backwards(
+    before: Link, link: Link, sent: Tree, at_output: Estimate, entered: Estimate
+) -> tuple[Estimate, Estimate]:
+    """From K at `link`'s output and what entered it: K at the output of the layer before, and that output itself.
+
+    An output that a ReLU hid has an infinite error.
+    """
+    activation = before.activation
+    value, error = entered.value.view(before.outputs), entered.error.view(before.outputs)
+    if activation.kind == "relu":
+        value = torch.where(value > 3 * error, value, 0.0)
+    through = _transposed(link, sent[link.weight], at_output.value).view(before.outputs)
+    spread = _transposed(link, sent[link.weight].square(), at_output.error.square()).view(before.outputs)
+    slope = activation.derivative(value)
+    if activation.kinked:
+        bend = (1 - activation.slope) / 2 * (entered.value.view(before.outputs).abs() < 3 * error)
+    else:
+        bend = {"sigmoid": (1 - 2 * value).abs(), "tanh": 2 * value.abs()}.get(activation.kind, 0.0 * value) * error
+    at = Estimate(through * slope, (spread * slope.square() + (through * bend).square()).sqrt())
+    return at, Estimate(activation.inverse(value), torch.where(slope > 0, error / slope, torch.inf))
+
+
+def _transposed(link: Link, weight: Tensor, at_output: Tensor) -> Tensor:
+    """The transposed layer on what is at its output."""
+    layer = link.layer
+    if isinstance(layer, nn.Linear):
+        return weight.T @ at_output.flatten()
+    assert not isinstance(layer.padding, str)
+    shape, whole = (1, *link.inputs), at_output.view(1, *link.outputs)
+    found: Tensor = conv2d_input(shape, weight, whole, layer.stride, layer.padding, layer.dilation)
+    return found[0]
+
+
+def _input(
+    link: Link,
+    sent: Tree,
+    gradient: dict[str, Estimate],
+    at_output: Estimate,
+    output: Estimate,
+    prior: Estimate,
+    largest: int,
+) -> Estimate:
+    """What entered a layer [entries]: by its gradient constraints, and a convolution's by its weight constraints, too.
+
+    Rows are divided by their error, so that least squares weighs them; the prior is a row an entry, of one deviation.
+    """
+    weight = gradient[link.weight]
+    if isinstance(link.layer, nn.Linear):
+        own = gradient.get(link.bias or "", at_output)  # as measured, without inherited error
+        flat = Estimate(own.value.flatten(), own.error.flatten())
+        return _outer_input(weight, flat)
+    channels, height, width = link.inputs
+    entries, read = height * width, taps(link)
+    # Gradient constraints: all input channels share a matrix, and a row's error is taken as its largest.
+    at, error = at_output.value.flatten(1), at_output.error.flatten(1)
+    size = prior.value.square().mean() + prior.error.square().mean()
+    inherited = gradient_matrix(read, entries, error.square()).sum(1) * size
+    own_error = weight.error.flatten(2).square().amax(1).flatten()
+    deviation = (own_error + inherited).sqrt().clamp(min=_FINEST * weight.value.square().mean().sqrt().item())
+    matrix = gradient_matrix(read, entries, at) / deviation[:, None]
+    seen = weight.value.flatten(2).transpose(1, 2).flatten(0, 1) / deviation[:, None]  # [outputs · taps, channels]
+    # Weight constraints, of the outputs that are neither hidden by a ReLU nor saturated.
+    known = torch.isfinite(output.error.flatten())
+    at_rows = (output.value.flatten(1) - (sent[link.bias][:, None] if link.bias else 0.0)).flatten()[known]
+    floor = _FINEST * at_rows.square().mean().sqrt().item() if len(at_rows) else 0.0
+    deviations = output.error.flatten()[known].clamp(min=floor)
+    spread = prior.error.mean()
+    apart = _Factored(torch.cat([matrix, torch.eye(entries, dtype=matrix.dtype) / spread]))
+    error = apart.deviations()[None].expand(channels, entries)
+    whole = None
+    if (error > _ALONE * spread).any() and channels * entries <= largest:
+        rows = weight_matrix(read, entries, sent[link.weight].flatten(2))[known] / deviations[:, None]
+        whole = _Factored(torch.cat([torch.block_diag(*[apart.triangle] * channels), rows]))
+        error = whole.deviations()
+    # A prior pulls towards its middle by the square of the error; so it is moved to what was found, and once more.
+    value = prior.value.view(channels, entries)
+    for _ in range(3):
+        side = apart.side(torch.cat([seen - matrix @ value.T, torch.zeros(entries, channels, dtype=seen.dtype)]))
+        if whole is None:
+            value = value + apart.solved(side).T
+        else:
+            missed = at_rows / deviations - rows @ value.flatten()
+            side = whole.side(torch.cat([side.T.flatten(), missed])[:, None])
+            value = value + whole.solved(side).view(channels, entries)
+    return Estimate(value.flatten(), error.flatten())
+
+
+class _Factored:
+    """The QR factors of a system of equations of unit error, no fewer than the unknowns."""
+
+    def __init__(self, system: Tensor) -> None:
+        self.unknowns = system.shape[1]
+        self.reflections, self.factors = torch.geqrf(system)
+        self.triangle = self.reflections[: self.unknowns].triu()
+
+    def side(self, answers: Tensor) -> Tensor:
+        """The right-hand sides [unknowns, ...] of the triangular system, of those [equations, ...] of the whole."""
+        turned: Tensor = torch.ormqr(self.reflections, self.factors, answers, transpose=True)
+        return turned[: self.unknowns]
+
+    def solved(self, side: Tensor) -> Tensor:
+        """The least-squares solutions [unknowns, ...] for what `side` returned."""
+        solution: Tensor = torch.linalg.solve_triangular(self.triangle, side, upper=True)
+        return solution
+
+    def deviations(self) -> Tensor:
+        """The standard deviation [unknowns] of each entry of a solution."""
+        inverse = self.solved(torch.eye(self.unknowns, dtype=self.triangle.dtype))
+        return inverse.square().sum(1).sqrt()
+
+
+def _prior(chain: Chain, place: int) -> Estimate:
+    """What is known of the input of a link [entries] before: pixels are in [0, 1], and activations have a range."""
+    if place == 0:
+        return Estimate(chain.scale / 2 + chain.shift, chain.scale.abs())
+    link = chain.links[place]
+    middle = 0.5 if chain.links[place - 1].activation.kind == "sigmoid" else 0.0
+    flat = torch.ones(link.inputs.numel(), dtype=torch.float64)
+    return Estimate(middle * flat, flat)

@@ -13,7 +13,7 @@ from attacks.reconstruction.base import Reconstruction
 from attacks.reconstruction.cocktail import CocktailParty
 from attacks.reconstruction.fully_connected import FullyConnected
 from attacks.reconstruction.pipeline import Pipeline
-from attacks.reconstruction.recursive import RecursiveGradients
+from attacks.reconstruction.recursive import RecursiveGradientAttack
 from attacks.reconstruction.spear import Spear
 
 ATTACKS: dict[str, Callable[..., Any]] = {
@@ -26,7 +26,7 @@ ATTACKS: dict[str, Callable[..., Any]] = {
     "deep image prior": presets.deep_image_prior,
     "fully connected": lambda **_: FullyConnected(),
     "SPEAR": lambda **_: Spear(submatrices=20_000),  # seconds a batch
-    "R-GAP": lambda **_: RecursiveGradients(),
+    "R-GAP": lambda **_: RecursiveGradientAttack(),
     "cocktail party": lambda **_: CocktailParty(),
     "exact first": lambda **budget: Pipeline(fallback=presets.inverting_gradients(**budget)),
 }
