@@ -114,7 +114,7 @@ class CocktailParty:
             for group in optimizer.param_groups:
                 group["lr"] = self.lr * 0.5 * (1 + math.cos(math.pi * step / self.iterations))
             optimizer.zero_grad()
-            self.losses(unmixing, white, shape).sum().backward()  # type: ignore[no-untyped-call]
+            self.losses(unmixing, white, shape).sum().backward()
             optimizer.step()
         with torch.no_grad():
             return F.normalize(unmixing, dim=2), self.losses(unmixing, white, shape)
@@ -164,4 +164,5 @@ def shares(pictures: Tensor, update: Updates, layer: FirstLayer) -> Tensor:
     dark, light = layer.dark.to(weight), layer.light.to(weight)
     entered = dark + (light - dark) * pictures.flatten(1).double()
     known = torch.cat([entered, torch.ones(len(entered), 1).to(entered)], 1)
-    return torch.linalg.lstsq(known.T, torch.cat([weight, bias[:, None]], 1).T).solution.T
+    parts: Tensor = torch.linalg.lstsq(known.T, torch.cat([weight, bias[:, None]], 1).T).solution.T
+    return parts

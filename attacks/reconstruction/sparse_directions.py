@@ -76,7 +76,8 @@ class Candidates:
 
 
 def _unit(vectors: Tensor) -> Tensor:
-    return vectors / vectors.norm(dim=-1, keepdim=True).clamp(min=1e-300)
+    unit: Tensor = vectors / vectors.norm(dim=-1, keepdim=True).clamp(min=1e-300)
+    return unit
 
 
 def find_directions(
@@ -97,7 +98,7 @@ def find_directions(
     found = Candidates(directions=left[:0], off=torch.zeros(0, len(left), dtype=torch.bool))
     best, matched = None, -1.0
     for start in range(0, samples, chunk):
-        sets = _sets_of_rows(min(chunk, samples - start), len(left), pictures - 1, draw)
+        sets = _sets_of_rows(min(chunk, samples - start), often_off(found.off), pictures - 1, draw)
         before = len(found)
         found = found.joined(_refined(*_sparse(left, sets), left, mixture.noise), left)
         if len(found) == before or len(found) < pictures:
@@ -108,11 +109,22 @@ def find_directions(
     return best
 
 
-def _sets_of_rows(sets: int, rows: int, size: int, draw: torch.Generator) -> Tensor:
-    """Random `sets` of different rows, [sets, size]; one shuffle of the rows is dealt out to several sets."""
-    each = rows // size
-    shuffled = torch.rand(-(-sets // each), rows, generator=draw).argsort(1)
-    return shuffled[:, : each * size].reshape(-1, size)[:sets]
+def often_off(off: Tensor) -> Tensor:
+    """How likely each unit is off for one more picture [units], by the pictures that were found, `off` [found, units].
+
+    What turns one picture on or off does so for others, too: zeros of different pictures meet in the same units.
+    """
+    return (off.sum(0) + 1) / (len(off) + 2)
+
+
+def _sets_of_rows(sets: int, chances: Tensor, size: int, draw: torch.Generator) -> Tensor:
+    """Random `sets` of different rows, [sets, size], drawn one after another in proportion to the `chances` [rows].
+
+    One shuffle of the rows is dealt out to several sets, up to half of the rows, as the last ones are the unlikely.
+    """
+    each = max(len(chances) // (2 * size), 1)
+    waits = -torch.rand(-(-sets // each), len(chances), generator=draw, dtype=torch.float64).log() / chances
+    return waits.argsort(1)[:, : each * size].reshape(-1, size)[:sets]
 
 
 def null_directions(left: Tensor, sets: Tensor) -> Tensor:
@@ -135,8 +147,7 @@ def _sparse(left: Tensor, sets: Tensor) -> tuple[Tensor, Tensor]:
     small = (columns.abs() < _LOOSE * size).scatter_(1, sets, False)
     count = small.sum(1)
     # In the order drawn, as the sparsest may all be one picture's.
-    best = (count >= _LOOSE * len(left) + left.shape[1]).nonzero().flatten()
-    best = best[:_AT_ONCE]
+    best = (count >= _LOOSE * len(left) + left.shape[1]).nonzero().flatten()[:_AT_ONCE]
     return small[best], sets[best]
 
 
@@ -189,10 +200,10 @@ def greedy(
     best = sparsity_match(found, chosen, mixture, alive, weight, bias)
     for other in [one for one in order if one not in chosen]:
         for place in range(pictures):
-            trial = [*chosen[:place], other, *chosen[place + 1 :]]
-            score = sparsity_match(found, trial, mixture, alive, weight, bias)
+            swapped = [*chosen[:place], other, *chosen[place + 1 :]]
+            score = sparsity_match(found, swapped, mixture, alive, weight, bias)
             if score > best:
-                chosen, best = trial, score
+                chosen, best = swapped, score
                 break
     return found.directions[chosen], best
 

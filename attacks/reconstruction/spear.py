@@ -7,7 +7,8 @@ down: on b − 1 rows of L where picture i is off everywhere, the null space is 
 until b directions are found; the last column of R, which has to become 1, fixes their scales.
 
 The chance that b − 1 random rows fit one of the pictures is about b/2^(b − 1), so that the work doubles with each
-picture (section 4).
+picture (section 4). Pictures are alike, though, in which units they leave off: rows that are off for the pictures found
+so far are drawn more often here, which the paper does not do.
 """
 
 from __future__ import annotations
@@ -119,4 +120,5 @@ def labels_of(columns: Tensor, pictures: Tensor, update: Updates, knowledge: Kno
     each = vmap(vmap(grad(loss), (None, None, 0)), (None, 0, None))
     caused = each(sent[layer.bias], pictures.double(), labels)  # [pictures, classes, units]
     along = torch.einsum("pcu,up->pc", caused, columns) / caused.norm(dim=2).clamp(min=1e-300)
-    return along.argmax(1)
+    best: Tensor = along.argmax(1)
+    return best

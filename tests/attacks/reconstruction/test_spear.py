@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from attacks.pictures import match, psnr
 from attacks.reconstruction.base import Reconstruction, Updates
-from attacks.reconstruction.sparse_directions import Mixture, find_directions, null_directions
+from attacks.reconstruction.sparse_directions import Mixture, find_directions, null_directions, often_off
 from attacks.reconstruction.spear import Spear
 from experiments.studies.victims import Victims, drawn
 from fl_core.architectures import CNN, MLP
@@ -45,6 +45,12 @@ def test_a_null_direction_is_orthogonal_to_its_rows():
     found = null_directions(left, sets)
     assert torch.einsum("sab,sb->sa", left[sets], found).abs().max() < 1e-12
     torch.testing.assert_close(found.norm(dim=1), torch.ones(10, dtype=torch.float64))
+
+
+def test_units_that_are_off_for_known_pictures_are_tried_first():
+    assert often_off(torch.zeros(0, 3, dtype=torch.bool)).tolist() == [0.5, 0.5, 0.5]
+    off = torch.tensor([[True, False, True], [True, False, False]])
+    assert often_off(off).tolist() == [0.75, 0.25, 0.5]
 
 
 @pytest.mark.parametrize("pictures", [1, 2, 5, 9])
