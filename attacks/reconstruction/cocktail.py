@@ -72,7 +72,7 @@ class CocktailParty:
         fit the model, or of one step on more pictures than told, and for a model without such a layer.
         """
         check_fits(updates, knowledge.model)
-        layer = first_layer(knowledge.model, knowledge.shape, who=self.name)
+        layer = first_layer(knowledge.model, knowledge.shape, who="cocktail parties")
         check_examples(updates, knowledge)
         moved = -updates.moved[layer.weight]
         ranks = gradient_rank(moved - moved.mean(2, keepdim=True), updates.sent[layer.weight], knowledge.noise)

@@ -67,7 +67,7 @@ class Spear:
         """
         check_fits(updates, knowledge.model)
         check_one_step(knowledge, self.name)
-        layer = first_layer(knowledge.model, knowledge.shape, who=self.name)
+        layer = first_layer(knowledge.model, knowledge.shape, who="attacks like SPEAR")
         check_examples(updates, knowledge)
         numbers = range(len(updates)) if victims is None else victims
         dtype = updates.moved[layer.weight].dtype

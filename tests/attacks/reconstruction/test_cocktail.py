@@ -127,7 +127,7 @@ def test_pictures_that_a_batch_holds_twice_leave_a_gap():
 
 def test_what_it_cannot_attack_is_refused_in_one_line():
     conv = victims(2, count=1, model=CNN((1, 8, 8), 10, width=4))
-    with pytest.raises(InputError, match="cocktail party need a first layer that is fully connected"):
+    with pytest.raises(InputError, match="cocktail parties need a first layer that is fully connected"):
         CocktailParty().run(conv.updates(CocktailParty.name), conv.knowledge())
     truth = victims(4, count=1)
     with pytest.raises(InputError, match="holds 4 pictures at least, not 3"):

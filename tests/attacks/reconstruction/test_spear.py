@@ -199,7 +199,7 @@ def test_noise_is_never_called_exact():
 
 def test_what_it_cannot_attack_is_refused_in_one_line():
     conv = victims(2, count=1, model=CNN((1, 8, 8), 10, width=4))
-    with pytest.raises(InputError, match="SPEAR need a first layer that is fully connected"):
+    with pytest.raises(InputError, match="attacks like SPEAR need a first layer that is fully connected"):
         Spear().run(conv.updates(Spear.name), conv.knowledge())
     truth = victims(4, count=1)
     seen = truth.updates(Spear.name)
