@@ -25,7 +25,7 @@ ATTACKS: dict[str, Callable[..., Any]] = {
     "GradInversion": presets.grad_inversion,
     "deep image prior": presets.deep_image_prior,
     "fully connected": lambda **_: FullyConnected(),
-    "SPEAR": lambda **_: Spear(submatrices=20_000),  # seconds a batch
+    "SPEAR": lambda **_: Spear(samples=2**16),  # seconds a batch
     "R-GAP": lambda **_: RecursiveGradientAttack(),
     "cocktail party": lambda **_: CocktailParty(),
     "exact first": lambda **budget: Pipeline(fallback=presets.inverting_gradients(**budget)),
