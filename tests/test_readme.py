@@ -165,6 +165,29 @@ def test_no_audit_of_a_view_claims_more_than_the_accountant(study: str):
         assert float(row["value"]) <= float(row["ceiling"]), row
 
 
+def cases(study: str) -> str:
+    """The README's table of reconstructions, from a study's data.csv."""
+    everything = list(csv.DictReader((ROOT / "results" / study / "data.csv").open()))
+    lines = ["| case | PSNR, dB | median | best restart by the truth | nearest public picture | labels found |"]
+    lines.append("|" + " --- |" * 6)
+    for case in dict.fromkeys(row["case"] for row in everything):
+        found = [row for row in everything if row["case"] == case]
+        own = [row for row in found if not row["by"].startswith("blind")]
+        cells = [
+            value(own, 1, metric="psnr"),
+            value(own, 1, metric="psnr_median"),
+            value(own, 1, metric="psnr_oracle").split()[0],
+            value(found, 1, by="blind (nearest public image)", metric="psnr").split()[0],
+            value(own, 2, metric="label_recall").split()[0],
+        ]
+        lines.append(f"| {case} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def test_the_readme_s_reconstructions_are_the_committed_ones():
+    assert cases("reconstruction") in README, f"the README should hold this table:\n{cases('reconstruction')}"
+
+
 def test_the_readme_s_scoring_and_coverage_are_the_committed_ones():
     page = (ROOT / "results/benchmarks/scoring.md").read_text()
     record = json.loads((ROOT / "results/benchmarks/scoring.json").read_text())
