@@ -63,7 +63,7 @@ def _numbers(axes: Axes, records: Sequence[Values]) -> None:
     axes.grid(axis="x", linewidth=0.4, color="0.9")
     handles = dict(zip(*reversed(axes.get_legend_handles_labels()), strict=True))
     axes.legend(
-        handles.values(), handles.keys(), loc="upper center", bbox_to_anchor=(0.5, -0.06 - 0.5 / len(records)), ncols=2
+        handles.values(), handles.keys(), loc="upper center", bbox_to_anchor=(0.5, -0.5 / len(records)), ncols=2
     )
 
 
