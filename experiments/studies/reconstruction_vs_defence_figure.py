@@ -167,7 +167,12 @@ def _gallery(axes: Axes, records: Sequence[Values], attacks: Sequence[str]) -> N
     columns: list[tuple[str, Any]] = [("truth", [truth] * len(attacks))]
     for point in points:
         shown = [first[point, name]["found"][0] if (point, name) in first else None for name in attacks]
-        columns.append((called(point).replace(" ", "\n", 1), [nothing if one is None else one for one in shown]))
+        columns.append(
+            (
+                called(point).replace(" ", "\n", 1).replace(" ε", "\nε"),
+                [nothing if one is None else one for one in shown],
+            )
+        )
     pictures(axes, columns)
     height = np.shape(truth)[1]
     step = height + max(1, height // 14)

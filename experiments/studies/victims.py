@@ -99,7 +99,9 @@ class Victims:
 
         None and 0 where it does neither. Noise in a mean over a batch or a cohort is that of the mean.
         """
-        clip, sigma = getattr(self.defense, "clip_norm", None), self.defense.noise_multiplier or 0.0
+        parts = getattr(self.defense, "parts", (self.defense,))  # of a composition
+        clip = next((part.clip_norm for part in parts if hasattr(part, "clip_norm")), None)
+        sigma = self.defense.noise_multiplier or 0.0
         if clip is None:
             return None, 0.0
         unit = self.lr / self.rows.shape[2] if self.defense.reduces_examples else 1 / self.rows.shape[1]

@@ -10,7 +10,9 @@ import torch
 import torch.nn.functional as F
 
 from defenses.base import Defense
+from defenses.composed import composed
 from defenses.dp_fedavg import DPFedAvg
+from defenses.dp_fedavg_shares import DPFedAvgShares
 from defenses.dp_sgd import DPSGD
 from defenses.secagg.defense import SecAgg
 from experiments.studies.clients import flat, initial
@@ -62,6 +64,12 @@ def test_local_steps_and_epochs_are_taken():
     assert ratio.min() > 3  # six steps of half the pictures go further than one
 
 
+def shares(noise_multiplier: float) -> Defense:
+    """Noise in shares of the sum, under masks."""
+    noise = DPFedAvgShares(delta=1e-5, clip_norm=0.1, noise_multiplier=noise_multiplier, bits=24)
+    return composed({"dp": noise, "masks": SecAgg()})
+
+
 @pytest.mark.parametrize(
     ("defense", "clients", "examples"),
     [
@@ -69,11 +77,12 @@ def test_local_steps_and_epochs_are_taken():
         (DPSGD(delta=1e-5, clip_norm=0.5, noise_multiplier=0.7), 1, 4),
         (DPFedAvg(delta=1e-5, clip_norm=0.1, noise_multiplier=0.7, noise_by="clients"), 1, 1),
         (DPFedAvg(delta=1e-5, clip_norm=0.1, noise_multiplier=0.7, noise_by="clients"), 1, 4),
+        (shares(0.7), 3, 1),
     ],
 )
 def test_the_noise_that_an_adaptive_attacker_is_told_of_is_the_noise_there_is(defense, clients: int, examples: int):
     scene = victims(count=6, clients=clients, examples=examples, defense=defense)
-    quiet = dataclasses.replace(defense, noise_multiplier=1e-9)
+    quiet = shares(1e-3) if clients > 1 else dataclasses.replace(defense, noise_multiplier=1e-9)
     noise = flat(scene.updates("a test").moved) - flat(
         victims(count=6, clients=clients, examples=examples, defense=quiet).updates("a test").moved
     )
@@ -82,7 +91,9 @@ def test_the_noise_that_an_adaptive_attacker_is_told_of_is_the_noise_there_is(de
     assert noise.std().item() == pytest.approx(told.noise, rel=0.04)
     assert scene.knowledge().noise == 0
     if told.clip_norm is not None:
-        lengths = flat(victims(count=6, examples=examples, defense=quiet).updates("a test").moved).norm(dim=1)
+        lengths = flat(
+            victims(count=6, clients=clients, examples=examples, defense=quiet).updates("a test").moved
+        ).norm(dim=1)
         assert lengths.max() <= told.clip_norm * (1 + 1e-4)
         assert lengths.max() >= told.clip_norm * (1 - 1e-4)  # the clip bites
 
