@@ -96,7 +96,7 @@ class Spear:
         rank = int(gradient_rank(torch.cat([moved, bias.unsqueeze(2)], 2), update.sent[layer.weight], knowledge.noise))
         pictures = min(rank, knowledge.examples)
         units, pixels = moved.shape[1:]
-        if pictures > min(units, pixels + 1) - 1:
+        if not 0 < pictures < min(units, pixels + 1):  # of rank 0 is a layer that did not move, as one that was pruned
             return None
         mixture = Mixture.of(torch.cat([moved[0], bias[0, :, None]], 1).double(), pictures)
         weight, threshold = update.sent[layer.weight][0].double(), update.sent[layer.bias][0].double()

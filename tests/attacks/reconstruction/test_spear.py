@@ -197,6 +197,13 @@ def test_noise_is_never_called_exact():
     assert not Spear(samples=5000).run(dataclasses.replace(seen, moved=moved), told).exact.any()
 
 
+def test_a_first_layer_that_was_pruned_away_has_no_answer():
+    truth = victims(4, count=1)
+    seen = truth.updates(Spear.name)
+    still = {name: value * (not name.startswith("hidden.0")) for name, value in seen.moved.items()}
+    assert_no_answer(Spear(samples=1000).run(dataclasses.replace(seen, moved=still), truth.knowledge()))
+
+
 def test_what_it_cannot_attack_is_refused_in_one_line():
     conv = victims(2, count=1, model=CNN((1, 8, 8), 10, width=4))
     with pytest.raises(InputError, match="attacks like SPEAR need a first layer that is fully connected"):
