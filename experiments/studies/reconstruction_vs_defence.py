@@ -35,6 +35,7 @@ from experiments.reconstruction_scores import Public, Truth, score
 from experiments.studies import reconstruction_vs_defence_figure
 from experiments.studies.base import Setting, Study, Values
 from experiments.studies.clients import initial, trained
+from experiments.studies.reconstruction_figure import aligned
 from experiments.studies.reconstructions import ATTACKS, blank
 from experiments.studies.tampering import as_plain
 from experiments.studies.victims import Victims, drawn, median_length
@@ -207,7 +208,8 @@ class ReconstructionVsDefence(Study):
 
     @staticmethod
     def _shown(found: Reconstruction, victims: Victims) -> Values:
-        truth, answer = victims.images[:SHOWN, 0], found.selected()[:SHOWN, 0]
+        truth = victims.images[:SHOWN, 0]
+        answer = aligned(found, victims.images)[:: victims.images.shape[1]][:SHOWN]
         failed = ~torch.isfinite(answer).flatten(1).all(1)
         return {
             "truth": as_plain(truth),

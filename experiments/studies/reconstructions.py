@@ -24,7 +24,7 @@ ATTACKS: dict[str, Callable[..., Any]] = {
     "adaptive": presets.adaptive,
     "GradInversion": presets.grad_inversion,
     "deep image prior": presets.deep_image_prior,
-    "fully connected": lambda **_: FullyConnected(),
+    "fully connected layer": lambda **_: FullyConnected(),
     "SPEAR": lambda **_: Spear(samples=2**16),  # seconds a batch
     "R-GAP": lambda **_: RecursiveGradientAttack(),
     "cocktail party": lambda **_: CocktailParty(),

@@ -10,6 +10,7 @@ from hydra.core.global_hydra import GlobalHydra
 from scipy.stats import norm
 
 from experiments.studies.base import Performance, Values, build, rows
+from experiments.studies.reconstructions import ATTACKS
 from experiments.sweep import resolved
 from fl_core.errors import InputError
 
@@ -116,3 +117,8 @@ def test_bad_settings_are_refused_before_anything_is_measured(wrong: str, said: 
     with pytest.raises(InputError, match=said) as caught:
         made(wrong)
     assert "\n" not in str(caught.value)
+
+
+def test_an_attack_is_listed_under_its_own_name():
+    for name, attack in ATTACKS.items():
+        assert attack(restarts=2, iterations=1).name == name
