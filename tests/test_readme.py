@@ -13,7 +13,7 @@ from statistics import mean
 
 import pytest
 
-from experiments.benchmarks import client_dp, dp_utility, engine, scoring, secagg
+from experiments.benchmarks import client_dp, dp_utility, engine, reconstruction, scoring, secagg
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
@@ -186,6 +186,17 @@ def cases(study: str) -> str:
 
 def test_the_readme_s_reconstructions_are_the_committed_ones():
     assert cases("reconstruction") in README, f"the README should hold this table:\n{cases('reconstruction')}"
+
+
+def test_the_readme_s_speed_of_reconstructions_is_the_committed_one():
+    record = json.loads((ROOT / "results/benchmarks/reconstruction.json").read_text())
+    page = (ROOT / "results/benchmarks/reconstruction.md").read_text()
+    assert page == reconstruction.markdown(record)
+    for head, line in (("## LeNet, 32×32: cosine", "16 restarts"), ("## CNN of width 8, 8×8: cosine", "32 restarts")):
+        row = next(row for row in page[page.index(head) :].splitlines() if f"one picture, {line}" in row)
+        for ratio in row.split("|")[-3:-1]:
+            assert ratio.strip() in README, row
+    assert "at 16 restarts on LeNet: reached" in page
 
 
 def test_the_readme_s_scoring_and_coverage_are_the_committed_ones():
