@@ -40,11 +40,11 @@ class Schedule:
     keep: float = 1.0
 
     def __post_init__(self) -> None:
-        check_number("attack.iterations", self.iterations, minimum=1, integer=True)
-        check_number("attack.part", self.part, minimum=1, integer=True)
-        check_number("attack.enough", self.enough, minimum=0)
-        check_number("attack.patience", self.patience, minimum=0, below=1)
-        check_number("attack.keep", self.keep, above=0, maximum=1)
+        check_number("attack.reconstruction.iterations", self.iterations, minimum=1, integer=True)
+        check_number("attack.reconstruction.part", self.part, minimum=1, integer=True)
+        check_number("attack.reconstruction.enough", self.enough, minimum=0)
+        check_number("attack.reconstruction.patience", self.patience, minimum=0, below=1)
+        check_number("attack.reconstruction.keep", self.keep, above=0, maximum=1)
 
     def survivors(self, done: int, restarts: int) -> int:
         """How many restarts of a victim go on after `done` iterations."""

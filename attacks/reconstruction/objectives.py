@@ -54,8 +54,8 @@ class Distance:
     support: bool = False
 
     def __post_init__(self) -> None:
-        check_choice("attack.distance.measure", self.measure, MEASURES)
-        check_choice("attack.distance.weighting", self.weighting, WEIGHTINGS)
+        check_choice("attack.reconstruction.distance.measure", self.measure, MEASURES)
+        check_choice("attack.reconstruction.distance.weighting", self.weighting, WEIGHTINGS)
 
     def context(self, observed: Tree, knowledge: Knowledge) -> Tree:
         """What the comparison needs of the observed gradients [victims, ...]: them, their square, and weights."""

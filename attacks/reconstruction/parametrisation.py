@@ -52,7 +52,7 @@ class DeepImagePrior:
     width: int = 32
 
     def __post_init__(self) -> None:
-        check_number("attack.parametrisation.width", self.width, minimum=4, integer=True)
+        check_number("attack.reconstruction.parametrisation.width", self.width, minimum=4, integer=True)
 
     def start(self, run: int, victim: int, restart: int, pictures: int, shape: Shape) -> tuple[Tree, Tree]:
         if min(shape[1:]) < 4:
