@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import operator
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 from attacks.reconstruction.base import Shape
+from attacks.reconstruction.first_layer import inputs_of
 from fl_core.architectures import max_pool, side_by_side
 from fl_core.errors import InputError
 
@@ -240,13 +240,6 @@ def _is_idle_dropout(called: Any, node: fx.Node, modules: dict[str, nn.Module]) 
 
 def _pixel_map(graph: fx.GraphModule, shape: Shape, first: str) -> tuple[Tensor, Tensor]:
     """Scale and shift [pixels], float64, of the affine map in front of the layer `first`."""
-    seen: list[Tensor] = []
-    keep: Callable[..., None] = lambda _, inputs: seen.append(inputs[0].detach().double().flatten())  # noqa: E731
-    handle = graph.get_submodule(first).register_forward_pre_hook(keep)
-    try:
-        with torch.no_grad():
-            for shade in (0.0, 1.0):
-                graph(torch.full((1, *shape), shade).to(next(graph.parameters())))
-    finally:
-        handle.remove()
-    return seen[1] - seen[0], seen[0]
+    shades = torch.tensor([0.0, 1.0]).view(2, 1, 1, 1).expand(2, *shape).to(next(graph.parameters()))
+    entered = inputs_of(graph, {first: graph.get_submodule(first)}, shades)[first][0].double().flatten(1)
+    return entered[1] - entered[0], entered[0]

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -18,6 +18,7 @@ from fl_core.optimizers import Optimizer, Tree
 from fl_core.recorded import Recordings
 
 
+@runtime_checkable
 class Settles(Protocol):
     """An optimizer whose variables are proposals, and which can say what it holds for good."""
 
@@ -81,7 +82,6 @@ class _State:
     iterations: Tensor
     moving: Tensor
     done: int = 0
-    names: dict[str, int] = field(default_factory=dict)
 
     def tensors(self) -> Tree:
         trees = {"variables": self.variables, "slots": self.slots, "best": self.best}
@@ -98,7 +98,15 @@ class _State:
             (trees[tree] if inner else plain)[inner or name] = value.to(device)
         done = facts["done"]
         assert isinstance(done, int)
-        return cls(**trees, **plain, done=done), facts  # type: ignore[arg-type]
+        state = cls(
+            **trees,
+            objective=plain["objective"],
+            last=plain["last"],
+            iterations=plain["iterations"],
+            moving=plain["moving"],
+            done=done,
+        )
+        return state, facts
 
 
 def fit(
@@ -121,7 +129,7 @@ def fit(
     Raises InputError for a checkpoint of another descent. `on_part` is called with the iterations done.
     """
     state = _begin(variables, optimizer)
-    fingerprint = _fingerprint(variables, context, schedule)
+    fingerprint = _fingerprint(variables, context, f"{objective.settings} {optimizer} {schedule}")
     if checkpoint is not None and checkpoint.exists():
         state, facts = _State.read(checkpoint, state.objective.device)
         if facts.get("fingerprint") != fingerprint:
@@ -174,7 +182,7 @@ def _judge(
     """Write the moved lanes back, and keep what is the best of each so far."""
     for name, value in moved.items():
         state.variables[name][lanes] = value
-    held = optimizer.settled(moved, state.slots) if hasattr(optimizer, "settled") else moved
+    held = optimizer.settled(moved, state.slots) if isinstance(optimizer, Settles) else moved
     with torch.no_grad():
         found = torch.func.vmap(objective)(held, context)[:, 0].to(state.objective.dtype)
     found = torch.where(torch.isfinite(found), found, torch.inf)
@@ -198,7 +206,7 @@ def _stop_some(state: _State, lanes: Tensor, schedule: Schedule, restarts: int) 
     state.slots = {name: value[still] for name, value in state.slots.items()}
 
 
-def _fingerprint(variables: Tree, context: Tree, schedule: Schedule) -> str:
-    """What tells one descent from another: where it begins and what it is to meet."""
+def _fingerprint(variables: Tree, context: Tree, settings: str) -> str:
+    """What tells one descent from another: where it begins, what it is to meet, and how it goes there."""
     sums = [float(value.double().sum()) for tree in (variables, context) for value in tree.values()]
-    return f"{schedule} {sums}"
+    return f"{settings} {sums}"

@@ -178,8 +178,7 @@ def infer_labels(updates: Updates, knowledge: Knowledge) -> Tensor:
     gradient = updates.gradient(None if knowledge.lr is None else knowledge.lr * taken)
     if knowledge.examples == 1:
         if has_bias:
-            lowest: Tensor = gradient[bias].argmin(1, keepdim=True)
-            return lowest
+            return infer_single_label({bias: gradient[bias]}, knowledge.classes)[:, None]
         if knowledge.classes > 2:
             longest: Tensor = gradient[weight].norm(dim=2).argmax(1, keepdim=True)
             return longest

@@ -158,6 +158,14 @@ class Objective:
         return total.unsqueeze(0)
 
     @property
+    def settings(self) -> str:
+        """All that it depends on besides the context, for a checkpoint to be told from another descent's."""
+        told = self.simulation
+        model = [float(value.double().sum()) for value in (self.shared or {}).values()]
+        training = (told.steps, told.epochs, told.lr, told.own_pictures)
+        return f"{self.distance} {self.regularisers} {self.parametrisation} {self.clip} {training} {model}"
+
+    @property
     def gradients(self) -> int:
         """How many gradients of a victim's pictures one evaluation takes."""
         return self.simulation.gradients if self.distance is not None else 0

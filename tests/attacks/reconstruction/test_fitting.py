@@ -18,6 +18,7 @@ class Bowl:
     """The squared distance of `x` from the context's goal; NaN where the goal is."""
 
     gradients = 1
+    settings = "a bowl"
 
     def __call__(self, variables: Tree, context: Tree) -> Tensor:
         return (variables["pixels"] - context["goal"]).square().sum().unsqueeze(0)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -144,6 +145,16 @@ def test_the_prior_alone_never_looks_at_the_update():
     found = attacked(attack, one)
     assert torch.equal(found.images, attacked(attack, other).images)
     assert found.evaluations.tolist() == [0] * 3
+
+
+@pytest.mark.parametrize("other", [{"total_variation": 0.5}, {"lr": 0.01}, {"iterations": 6}])
+def test_a_checkpoint_of_other_settings_is_refused(other: dict[str, Any], tmp_path: Path):
+    scene, settings = victims(cnn(), count=1), {"iterations": 4, "restarts": 1, "part": 2}
+    updates, told, file = scene.updates("a test"), scene.knowledge(), tmp_path / "descent"
+    presets.inverting_gradients(**settings).run(updates, told, backend="vmap", checkpoint=file)
+    with pytest.raises(InputError, match="another reconstruction"):
+        presets.inverting_gradients(**(settings | other)).run(updates, told, backend="vmap", checkpoint=file)
+    presets.inverting_gradients(**settings).run(updates, told, backend="vmap", checkpoint=file)
 
 
 def test_a_model_for_each_victim_gives_the_same_as_one_for_all():
