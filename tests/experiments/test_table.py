@@ -30,7 +30,7 @@ def test_lines_are_compared_within_their_group_alone():
 
 def test_markdown_and_latex_say_the_same_and_escape_what_they_must():
     table = Table(
-        heads=["at|tack_1", "AUC & ε"], lines=[["50%", APART[0][1]], ["#{x}", APART[1][1]]], best={"AUC & ε": "highest"}
+        heads=["at_tack|1", "AUC & ε"], lines=[["50%", APART[0][1]], ["#{x}", APART[1][1]]], best={"AUC & ε": "highest"}
     )
     assert as_markdown(table).splitlines() == [
         r"| at_tack\|1 | AUC & ε |",
