@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
+import re
 from typing import Any
 
-sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parent.parent)]
+from sphinx.util import logging
 
-from rooms import aliases, import_all
-
-import_all()
+from docs.rooms import aliases, imported, modules
 
 project = "Mirage"
 author = "the Mirage authors"
@@ -21,7 +18,7 @@ extensions = [
     "sphinx.ext.autodoc",
     "sphinx.ext.autosummary",
     "sphinx.ext.viewcode",
-    "docstrings",
+    "docs.docstrings",
 ]
 templates_path = ["_templates"]
 exclude_patterns = ["_templates"]
@@ -32,7 +29,7 @@ html_copy_source = False
 autosummary_ignore_module_all = False
 autodoc_member_order = "bysource"
 autodoc_typehints_format = "short"
-autodoc_mock_imports = ["breaching", "flwr", "pfl"]  # peers that are timed in an environment of their own
+autodoc_mock_imports = sorted(imported()[1])
 autodoc_type_aliases = {name: name for name in aliases()}
 maximum_signature_line_length = 88
 suppress_warnings = ["autodoc.mocked_object"]
@@ -56,5 +53,18 @@ def collapsed(app: Any, page: str, template: str, context: dict[str, Any], doctr
         context["toctree"] = lambda **options: whole(**options | {"collapse": True})
 
 
+def beside(app: Any, page: str, source: list[str]) -> None:
+    """Hand out a Markdown file of the repository as it is: MyST takes a link to one for a page of this site."""
+    source[0] = re.sub(r"\]\((\.\./[^)]+\.md)\)", r"](path:\1)", source[0])
+
+
+def complete(app: Any, environment: Any) -> None:
+    """Warn of public modules without a page."""
+    for name in sorted({f"api/{name}" for name in modules()} - environment.found_docs):
+        logging.getLogger(__name__).warning("the reference has no page for %s", name)
+
+
 def setup(app: Any) -> None:
+    app.connect("source-read", beside)
+    app.connect("env-check-consistency", complete)
     app.connect("html-page-context", collapsed, priority=400)  # before the theme asks, at 500

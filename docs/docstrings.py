@@ -6,6 +6,7 @@ under a line stays as it stands (pseudocode, commands).
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import importlib
 import inspect
@@ -17,7 +18,7 @@ from typing import Any
 
 from sphinx import addnodes
 
-from rooms import ROOMS, modules
+from docs.rooms import ROOMS, modules
 
 CODE = re.compile(r"(?<!`)`([^`]+)`(?!`)")
 ITEM = re.compile(r"(- |\d+\. )")
@@ -43,15 +44,11 @@ def inline(text: str, scope: list[Any]) -> str:
 
 
 def meant(code: str, scope: list[Any]) -> Any:
-    """The class, function or module that `code` names, and None where it names nothing of the kind."""
-    if not re.fullmatch(r"[A-Za-z]\w*(\.[A-Za-z]\w*)*", code):
-        return None
-    for start in scope:
-        try:
-            found = functools.reduce(getattr, code.split("."), start)
-        except AttributeError:
-            continue
-        return found if isinstance(found, (types.ModuleType, types.FunctionType, type)) else None
+    """What `code` names, and None where it names nothing."""
+    if re.fullmatch(r"[A-Za-z]\w*(\.[A-Za-z]\w*)*", code):
+        for start in scope:
+            with contextlib.suppress(AttributeError):
+                return functools.reduce(getattr, code.split("."), start)
     return None
 
 
@@ -60,7 +57,7 @@ def target_of(code: str, scope: list[Any]) -> str | None:
     found = meant(code, scope)
     if isinstance(found, types.ModuleType):
         return found.__name__ if found.__name__ in modules() else None
-    if found is None or found.__module__ not in modules():
+    if not isinstance(found, (types.FunctionType, type)) or found.__module__ not in modules():
         return None
     full = f"{found.__module__}.{found.__qualname__}"
     return None if any(name.startswith(("_", "<")) for name in full.split(".")) else full
@@ -73,10 +70,12 @@ def complete(app: Any, doctree: Any) -> None:
             continue
         scope = scope_of(f"{signature['module']}.{signature['fullname']}")
         above = [sys.modules.get(kind.__module__) for kind in getattr(scope[0], "__mro__", ())]  # where fields are from
-        for node in signature.findall(addnodes.pending_xref):
-            found = meant(node["reftarget"].lstrip("."), [*scope, *above])
-            if node["reftype"] == "class" and isinstance(found, type) and found.__module__ != "builtins":
+        for node in list(signature.parent.findall(addnodes.pending_xref)):
+            found = meant(node["reftarget"].lstrip("."), [*scope, *above]) if node["reftype"] == "class" else None
+            if isinstance(found, type) and found.__module__ != "builtins":
                 node["reftarget"] = f"{found.__module__}.{found.__qualname__}"
+            elif found is not None and not isinstance(found, type):
+                node.replace_self(node.children)  # the alias of a type, which has no place of its own
 
 
 def blocks(lines: list[str]) -> Iterator[tuple[str, list[str]]]:

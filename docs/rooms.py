@@ -9,13 +9,9 @@ import inspect
 import pkgutil
 import re
 import typing
+from types import ModuleType
 
 ROOMS = ("fl_core", "attacks", "defenses", "experiments")
-SEPARATE = tuple(
-    f"experiments.benchmarks.peers.{name}"
-    for name in ("breaching_matching", "flower_peer", "flower_secagg", "pfl_peer")
-)
-"""Programs on peers that are timed in an environment of their own: what they import is not at hand."""
 
 
 @functools.cache
@@ -29,24 +25,34 @@ def modules() -> tuple[str, ...]:
     return tuple(name for name in found if not any(part.startswith("_") for part in name.split(".")))
 
 
-def import_all() -> None:
-    """Import every module, and what it imports for its annotations alone, so that all of them can be read."""
-    for module in [importlib.import_module(name) for name in modules() if name not in SEPARATE]:
+@functools.cache
+def imported() -> tuple[tuple[ModuleType, ...], frozenset[str]]:
+    """Those that can be imported here, and the packages that the others lack: peers live in an environment of theirs.
+
+    What a module imports for its annotations alone is imported as well, so that these can be read.
+    """
+    found, lacking = [], set[str]()
+    for name in modules():
+        try:
+            found.append(importlib.import_module(name))
+        except ModuleNotFoundError as error:
+            lacking.add(str(error.name).partition(".")[0])
+    if lacking & set(ROOMS):
+        raise ImportError(f"{', '.join(sorted(lacking & set(ROOMS)))} cannot be imported whole")
+    for module in found:
         for node in ast.parse(inspect.getsource(module)).body:
             if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
                 exec(compile(ast.Module(node.body, []), str(module.__file__), "exec"), vars(module))
+    return tuple(found), frozenset(lacking)
 
 
-@functools.cache
-def aliases() -> tuple[str, ...]:
+def aliases() -> list[str]:
     """The names of type aliases, `Tree` say; those that are a class's name somewhere else are left out."""
     names, classes = set[str](), set[str]()
-    for name in modules():
-        if name in SEPARATE:
-            continue
-        for name, value in vars(importlib.import_module(name)).items():
+    for module in imported()[0]:
+        for name, value in vars(module).items():
             if inspect.isclass(value):
                 classes.add(name)
             elif typing.get_origin(value) is not None and re.fullmatch(r"[A-Z][a-zA-Z]*[a-z][a-zA-Z]*", name):
                 names.add(name)
-    return tuple(sorted(names - classes))
+    return sorted(names - classes)
