@@ -141,7 +141,12 @@ def process(app: Any, what: str, name: str, obj: Any, options: Any, lines: list[
 
 
 def skip(app: Any, what: str, name: str, obj: Any, skipped: bool, options: Any) -> bool | None:
-    """Methods show without words of their own (a protocol's speak for them); fields stand in the signature already."""
+    """Methods show without words of their own (a protocol's speak for them); fields stand in the signature already.
+
+    A command's `main` stays out: its module says what it does.
+    """
+    if name == "main":
+        return True
     method = inspect.isroutine(obj) or isinstance(obj, (property, functools.cached_property))
     return False if skipped and method and not name.startswith("_") else None
 

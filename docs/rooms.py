@@ -9,8 +9,10 @@ import inspect
 import pkgutil
 import re
 import typing
+from pathlib import Path
 from types import ModuleType
 
+ROOT = Path(__file__).parent.parent
 ROOMS = ("fl_core", "attacks", "defenses", "experiments")
 
 
@@ -47,12 +49,12 @@ def imported() -> tuple[tuple[ModuleType, ...], frozenset[str]]:
 
 
 def aliases() -> list[str]:
-    """The names of type aliases, `Tree` say; those that are a class's name somewhere else are left out."""
-    names, classes = set[str](), set[str]()
-    for module in imported()[0]:
-        for name, value in vars(module).items():
-            if inspect.isclass(value):
-                classes.add(name)
-            elif typing.get_origin(value) is not None and re.fullmatch(r"[A-Z][a-zA-Z]*[a-z][a-zA-Z]*", name):
-                names.add(name)
-    return sorted(names - classes)
+    """The names of type aliases, `Tree` say, in any module."""
+    return sorted(
+        {
+            name
+            for module in imported()[0]
+            for name, value in vars(module).items()
+            if typing.get_origin(value) is not None and re.fullmatch(r"[A-Z][a-zA-Z]*[a-z][a-zA-Z]*", name)
+        }
+    )

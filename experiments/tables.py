@@ -19,6 +19,8 @@ Table = tuple[list[str], list[list[str]]]
 
 @dataclass(frozen=True)
 class Column:
+    """A column of a table: its head, and what stands in a cell's row."""
+
     head: str
     cell: Callable[[CellResult], str]
 
@@ -251,6 +253,7 @@ def as_csv(cells: Sequence[CellResult]) -> str:
 
 
 def as_markdown(cells: Sequence[CellResult], title: str, whom: str) -> str:
+    """`table.md`; `whom` is whose examples they are, as in "Alice's ", or nothing."""
     parts = [f"# {title}", *alarms(cells), _markdown(summary(cells))]
     attack = headline_attack(cells)
     facts = cells[-1].facts
