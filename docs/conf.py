@@ -27,6 +27,7 @@ html_title = "Mirage"
 html_copy_source = False
 
 autosummary_ignore_module_all = False
+add_module_names = False
 autodoc_member_order = "bysource"
 autodoc_typehints_format = "short"
 autodoc_mock_imports = sorted(imported()[1])
@@ -46,11 +47,18 @@ nitpick_ignore_regex = [
 ]
 
 
-def collapsed(app: Any, page: str, template: str, context: dict[str, Any], doctree: Any) -> None:
-    """Show the side bar's tree open at the page alone: whole, on each of hundreds of pages, it is most of the site."""
+def short(app: Any, page: str, template: str, context: dict[str, Any], doctree: Any) -> None:
+    """Show the side bar's tree open at the page alone, modules by the last part of their names.
+
+    Whole, on each of hundreds of pages, it would be most of the site.
+    """
     if "toctree" in context:
         whole = context["toctree"]
-        context["toctree"] = lambda **options: whole(**options | {"collapse": True})
+
+        def tree(**options: Any) -> str:
+            return re.sub(r">(?:\w+\.)+(\w+)</a>", r">\1</a>", whole(**options | {"collapse": True}))
+
+        context["toctree"] = tree
 
 
 def beside(app: Any, page: str, source: list[str]) -> None:
@@ -67,4 +75,4 @@ def complete(app: Any, environment: Any) -> None:
 def setup(app: Any) -> None:
     app.connect("source-read", beside)
     app.connect("env-check-consistency", complete)
-    app.connect("html-page-context", collapsed, priority=400)  # before the theme asks, at 500
+    app.connect("html-page-context", short, priority=400)  # before the theme asks, at 500

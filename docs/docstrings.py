@@ -48,7 +48,8 @@ def meant(code: str, scope: list[Any]) -> Any:
     if re.fullmatch(r"[A-Za-z]\w*(\.[A-Za-z]\w*)*", code):
         for start in scope:
             with contextlib.suppress(AttributeError):
-                return functools.reduce(getattr, code.split("."), start)
+                found = functools.reduce(getattr, code.split("."), start)
+                return inspect.unwrap(found) if callable(found) else found  # a cache around it has no name
     return None
 
 

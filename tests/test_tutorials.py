@@ -112,7 +112,7 @@ def commands(page: str) -> Iterator[tuple[str, str]]:
     for number, (kind, block) in enumerate(found):
         if kind == "":
             following = found[number + 1] if number + 1 < len(found) else ("", "")
-            for line in block.splitlines():
+            for line in block.replace("\\\n", " ").splitlines():
                 yield line, following[1] if line.startswith("$ ") and following[0] == "text" else ""
 
 
@@ -150,6 +150,7 @@ def check_run(arguments: list[str], conf: Path) -> None:
             build_study(plain, overrides)
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("page", [*PAGES, "CONTRIBUTING.md"])
 def test_a_page_s_commands_can_be_run(page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     contributed(page, tmp_path / "conf", monkeypatch)
