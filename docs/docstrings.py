@@ -49,7 +49,7 @@ def meant(code: str, scope: list[Any]) -> Any:
         for start in scope:
             with contextlib.suppress(AttributeError):
                 found = functools.reduce(getattr, code.split("."), start)
-                return inspect.unwrap(found) if callable(found) else found  # a cache around it has no name
+                return found.__wrapped__ if isinstance(found, functools._lru_cache_wrapper) else found
     return None
 
 
