@@ -43,7 +43,7 @@ nitpick_ignore_regex = [
         r"py:class",
         r"(argparse|asyncio|collections|cryptography|flwr|_?io|matplotlib|nn|np|numpy|omegaconf|pathlib|pfl|torch)\..*",
     ),
-    (r"py:class", r"TypeAliasForwardRef|dict\[.*"),  # how Sphinx splits what it keeps of an alias
+    (r"py:class", r"dict\[.*"),  # how Sphinx splits a type that it could not read
 ]
 
 

@@ -17,12 +17,12 @@ from collections.abc import Iterator
 from typing import Any
 
 from sphinx import addnodes
+from sphinx.util.inspect import TypeAliasForwardRef
 
 from docs.rooms import ROOMS, modules
 
 CODE = re.compile(r"(?<!`)`([^`]+)`(?!`)")
 ITEM = re.compile(r"(- |\d+\. )")
-ALIAS = re.compile(r"TypeAliasForwardRef\('(\w+)'\)")
 MARKUP = re.compile(r"([*|\\]|_(?!\w))")  # what reStructuredText would read as more than a character
 
 
@@ -152,17 +152,14 @@ def skip(app: Any, what: str, name: str, obj: Any, skipped: bool, options: Any) 
     return False if skipped and method and not name.startswith("_") else None
 
 
-def signature(
-    app: Any, what: str, name: str, obj: Any, options: Any, arguments: str | None, returned: str | None
-) -> tuple[str | None, str | None]:
-    """Aliases of types by their names, where Sphinx prints how it keeps them: inside of other types."""
-    arguments, returned = (text and ALIAS.sub(r"\1", text) for text in (arguments, returned))
-    return arguments, returned
+def name_of(alias: TypeAliasForwardRef) -> str:
+    """An alias goes by its name inside of other types, too, where Sphinx prints the object that stands for it."""
+    return alias.name
 
 
 def setup(app: Any) -> dict[str, bool]:
+    TypeAliasForwardRef.__repr__ = name_of  # type: ignore[method-assign]
     app.connect("autodoc-process-docstring", process)
-    app.connect("autodoc-process-signature", signature)
     app.connect("autodoc-skip-member", skip)
     app.connect("doctree-read", complete)
     return {"parallel_read_safe": True, "parallel_write_safe": True}

@@ -230,10 +230,10 @@ def said() -> Iterator[tuple[str, str]]:
     row = numbers(epsilon="inf", metric="epsilon_lower_bound")
     shown, most = f"{float(row['value']):.2f}", f"{float(row['ceiling']):.2f}"
     yield reading, f"the audit shows {shown} of at most {most}"
-    yield reading, f"readable, and {picture('8')['value']} is worse"
+    yield reading, f"readable, and {picture('8')['value']} is below a blind guess"
     yield reading, f"{picture('8', 'blind (nearest public image)')['value']} dB here for the nearest"
     row = numbers(epsilon="500", metric="label_recall")
-    yield reading, f"at ε = 500 {float(row['value']):.2f} of them"
+    yield reading, f"{float(row['value']):.2f} of them are found at ε = 500, where no picture is"
     yield reading, f"({accuracy('2')['value']})"
 
 
