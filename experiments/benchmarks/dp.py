@@ -273,6 +273,7 @@ def measure(row: Row, repeats: int, seconds: float) -> dict[str, Any]:
 
 
 def paired(above: Sequence[float], below: Sequence[float]) -> dict[str, Any]:
+    """The ratios of two contenders' rates, repeat by repeat: their spread, and each."""
     ratios = [one / other for one, other in zip(above, below, strict=True)]
     return {**spread(ratios), "each": ratios}
 

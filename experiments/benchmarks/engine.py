@@ -165,6 +165,7 @@ def _spread(values: Sequence[float], digits: int = 2) -> str:
 
 
 def peers_markdown(record: Mapping[str, Any]) -> str:
+    """The part of the page on the peers, from the JSON record alone."""
     repeats = record["measured"]["peers"]["repeats"]
     lines = [
         "## FedAvg on MNIST: 100 clients × 600 pictures, cohort 10, batch 10, one epoch\n",

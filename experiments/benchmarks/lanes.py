@@ -178,6 +178,7 @@ def train(task: Task, contender: Contender) -> Tree:
 
 
 def spread(values: Sequence[float]) -> dict[str, float]:
+    """The median and both ends."""
     return {"median": median(values), "min": min(values), "max": max(values)}
 
 

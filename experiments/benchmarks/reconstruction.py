@@ -93,6 +93,7 @@ QUICK = (
 
 
 def ways_of(cores: int, device: str) -> tuple[Way, ...]:
+    """The ways to use so many cores: one thread, all as threads, all as processes."""
     if device != "cpu" or cores == 1:
         return (Way(),)
     return Way(), Way(threads=cores), Way(processes=cores)
@@ -163,6 +164,7 @@ def worthwhile(team: Sequence[Contender], request: Request, ways: Sequence[Way])
 
 
 def best(ways: dict[str, list[float]]) -> str:
+    """The way with the highest median rate."""
     return max(ways, key=lambda way: median(ways[way]))
 
 

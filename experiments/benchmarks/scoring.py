@@ -58,6 +58,8 @@ TOLERANCE = 1e-6
 
 @dataclass(frozen=True, kw_only=True)
 class Size:
+    """How much there is to score; `loops` is how many examples a plain loop over examples is timed on."""
+
     shadows: int = 256
     examples: int = 50_000
     classes: int = 10
@@ -80,6 +82,7 @@ class Data:
 
 
 def make_up(size: Size, seed: int = 0) -> Data:
+    """Logits whose members are surer, without any training."""
     draws = np.random.default_rng(seed)
     replicas = size.shadows + 1
     labels, public_labels = (draws.integers(0, size.classes, count) for count in (size.examples, size.public))
