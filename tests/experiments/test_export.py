@@ -14,10 +14,9 @@ import torch
 from mlflow import MlflowClient
 from mlflow.entities import Run
 
-from experiments import export, report, store, tables
+from experiments import export, store, tables
 from experiments.collect import collect
 from experiments.execute import execute
-from experiments.studies import paper
 from fl_core.checkpoint import write_json, write_text
 from tests.experiments.test_replicas import cell
 
@@ -25,6 +24,12 @@ from tests.experiments.test_replicas import cell
 @pytest.fixture(scope="module")
 def uri(tmp_path_factory: pytest.TempPathFactory) -> str:
     return f"sqlite:///{tmp_path_factory.mktemp('mlflow') / 'mlflow.db'}"
+
+
+def manifest(name: str, **runs: Any) -> dict[str, Any]:
+    """What a folder under results/ says of the stored runs behind it."""
+    about = {"name": name, "title": "A title", "command": "python -m experiments.run", "seed": 0}
+    return about | {"versions": {}, "config": {}} | runs
 
 
 def call(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> None:
@@ -45,7 +50,7 @@ def test_a_sweep_is_read_back_as_it_was_stored_and_exported_once(here: Path, uri
     made = cell("rounds=1")
     folder, cells = Path("results/single"), collect([execute(made)])
     write_text(folder / "table.csv", tables.as_csv(cells))
-    write_json(folder / "manifest.json", report._manifest(cells, "single", "A title", "python -m experiments.run", []))
+    write_json(folder / "manifest.json", manifest("single", cells=[{"run": made.hash, "epsilon": "∞", "variant": ""}]))
     call(monkeypatch, str(folder), "--mlflow", uri)
     assert capsys.readouterr().out == f"1 runs of {folder} are in {uri}, 1 of them new\n"
     client = MlflowClient(tracking_uri=uri)
@@ -83,10 +88,9 @@ def study(value: float) -> Path:
         write_json(final.with_suffix(".sealed") / "record.json", {"rows": rows})
         facts = {"hash": final.name, "point": point, "config": {"data": {"limit": 3}, "seed": 0}, "seconds": 1.5}
         store.finish(final.with_suffix(".sealed"), final, facts | store.circumstances(torch.device("cpu")))
-    runs = [store.load(store.RUNS / f"point{step}", paper.FIELDS) for step in (1, 2)]
     folder = Path("results/rounding")
-    config = {"name": "rounding", "title": "Rounding", "seed": 0}
-    write_json(folder / "manifest.json", paper._manifest(config, runs, "python -m experiments.run"))
+    told = [{"hash": f"point{point['step']}", "point": point} for point in points]
+    write_json(folder / "manifest.json", manifest("rounding", points=told))
     write_text(folder / "data.csv", "step,metric,value\n1,shift,0\n2,shift,0\n")
     return folder
 
