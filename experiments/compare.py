@@ -13,7 +13,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from experiments.comparison import Comparison, Line, Pair, circumstances, compare, read
-from experiments.studies.drawing import markdown, number
+from experiments.studies.drawing import number
+from experiments.table import Table
+from experiments.table import as_markdown as printed
 from experiments.terminal import one_line_errors
 from fl_core.checkpoint import write_text
 
@@ -88,14 +90,14 @@ def columns(pairs: Sequence[Pair]) -> list[str]:
     return [name for name in names if len({pair.key[name] for pair in pairs}) > 1] or names[-1:]
 
 
-def table(pairs: Sequence[Pair]) -> tuple[list[str], list[list[str]]]:
-    """Heads and lines, ready to print."""
+def table(pairs: Sequence[Pair]) -> Table:
+    """A line a pair; what is the same in all of them is no column."""
     names = columns(pairs)
     lines = []
     for pair in pairs:
         numbers = [_entry(pair.a), _entry(pair.b), _change(pair), *map(_p, (pair.p, pair.holm, pair.bh))]
         lines.append([*(pair.key[name] for name in names), *numbers])
-    return [*names, "A", "B", "B − A", "p", "p, Holm", "p, BH"], lines
+    return Table([*names, "A", "B", "B − A", "p", "p, Holm", "p, BH"], lines)
 
 
 def _entry(line: Line) -> str:
@@ -125,13 +127,23 @@ def as_text(found: Comparison, pairs: Sequence[Pair]) -> str:
     parts += [f"{what}: differ" for what, *_ in around if what.startswith("guarantees")]
     shown = [pair for pair in pairs if not pair.same][:SHOWN]
     if shown:
-        heads, lines = table(shown)
-        widths = [max(len(row[at]) for row in [heads, *lines]) for at in range(len(heads))]
-        parts += ["  ".join(map(str.ljust, row, widths)).rstrip() for row in [heads, *lines]]
+        parts += [_throughout(shown), *_aligned(table(shown))]
     left = sum(not pair.same for pair in pairs) - len(shown)
     if left:
         parts.append(f"... and {left} more; --out DIR writes them all")
     return "\n".join([*parts, *headline(found), *filter(None, [assumption(found)])])
+
+
+def _throughout(pairs: Sequence[Pair]) -> str:
+    """What is the same in all rows that are shown."""
+    same = {name: value for name, value in pairs[0].key.items() if value and name not in columns(pairs)}
+    return "All of: " + ", ".join(f"{name} = {value}" for name, value in same.items()) if same else "All rows:"
+
+
+def _aligned(found: Table) -> list[str]:
+    rows = [[str(entry) for entry in row] for row in (found.heads, *found.lines)]
+    widths = [max(len(row[at]) for row in rows) for at in range(len(found.heads))]
+    return ["  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]
 
 
 def _short(text: str) -> str:
@@ -144,16 +156,12 @@ def as_markdown(found: Comparison, pairs: Sequence[Pair]) -> str:
     parts += [ASSUMED, assumption(found)] if assumption(found) else []
     differing = [pair for pair in pairs if not pair.same]
     if differing:
-        parts += ["## Differences, by significance", markdown(*_escaped(*table(differing)))]
+        parts += ["## Differences, by significance", _throughout(differing), printed(table(differing))]
     around = circumstances(found.a, found.b)
     if around:
         lines = [[what, a, b] for what, a, b in around]
-        parts += ["## What else differs", markdown(*_escaped(["", "A", "B"], lines))]
+        parts += ["## What else differs", printed(Table(["what", "A", "B"], lines))]
     return "\n\n".join(parts) + "\n"
-
-
-def _escaped(heads: list[str], lines: list[list[str]]) -> tuple[list[str], list[list[str]]]:
-    return heads, [[entry.replace("|", "\\|") for entry in line] for line in lines]
 
 
 def as_csv(found: Comparison, pairs: Sequence[Pair]) -> str:

@@ -1,4 +1,4 @@
-"""Stored runs for other tools: `python -m experiments.export results/NAME --mlflow sqlite:///mlflow.db`.
+"""Runs for other tools: `python -m experiments.export results/NAME --mlflow sqlite:///mlflow.db`.
 
 A sweep's cells, or a study's points, become MLflow runs under one parent that has the folder's files as artifacts:
 params are what the run's hash is made of, metrics its rows, each with both ends of its interval, tags the rest. A run
@@ -19,14 +19,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from experiments import store, tables
-from experiments.collect import CellResult, collect
-from experiments.comparison import MEASURED, SWEEP, Results, read
+from experiments import record, tables
+from experiments.collect import CellResult
+from experiments.comparison import MEASURED, SWEEP
 from experiments.configuration import flat
 from experiments.population import FREE
-from experiments.studies import base, paper
+from experiments.record import Record
 from experiments.terminal import one_line_errors
-from fl_core.checkpoint import read_json
 from fl_core.errors import InputError
 
 BATCH = 1000
@@ -49,11 +48,11 @@ class Run:
     tags: dict[str, str]
 
 
-def runs_of(results: Results) -> list[Run]:
-    """The stored runs of a folder under results/; InputError where one is missing or damaged."""
-    hashes = [str(one["hash" if results.is_study else "run"]) for one in results.runs]
-    folders = [store.RUNS / one for one in hashes]
-    return [_point(folder) for folder in folders] if results.is_study else [_cell(one) for one in collect(folders)]
+def runs_of(found: Record) -> list[Run]:
+    """The stored runs behind a results folder: a sweep's cells, or a study's points."""
+    if found.cells:
+        return [_cell(cell) for cell in found.cells]
+    return [_point(found, *both) for both in zip(found.manifest["points"], found.points, strict=True)]
 
 
 def _cell(cell: CellResult) -> Run:
@@ -69,14 +68,14 @@ def _cell(cell: CellResult) -> Run:
     return _run(cell.manifest, about, metrics(rows, SWEEP) | audits, tags)
 
 
-def _point(folder: Path) -> Run:
-    stored = store.load(folder, paper.FIELDS)
-    point = stored.manifest["point"]
-    rows = base.rows([read_json(folder / "record.json")])
-    named = [name for name in dict.fromkeys(name for row in rows for name in row) if name not in (*MEASURED, *point)]
+def _point(found: Record, stored: Mapping[str, Any], measured: Mapping[str, Any]) -> Run:
+    point = stored["point"]
+    rows = [{name: value for name, value in row.items() if point.get(name, "") != value} for row in measured["rows"]]
+    named = [*dict.fromkeys(name for row in rows for name in row if name not in (*MEASURED, "metric")), "metric"]
     about = ", ".join(f"{name} = {value}" for name, value in point.items() if not isinstance(value, list | dict))
     params = {f"point.{name}": str(value) for name, value in flat(point).items()}
-    return _run(stored.manifest, about, metrics(rows, named), {}, params)
+    around = {"config": found.manifest["config"], "versions": found.manifest["versions"]}
+    return _run({**stored, **around}, about, metrics(rows, named), {}, params)
 
 
 def _run(
@@ -128,8 +127,8 @@ def export(folder: Path, uri: str) -> tuple[int, int]:
     if importlib.util.find_spec("mlflow") is None:
         raise InputError("--mlflow needs MLflow: pip install 'mirage-fl[mlflow]'")
     _check(uri)
-    results = read(folder)
-    runs = runs_of(results)
+    found = record.read(folder)
+    runs = runs_of(found)
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # it reports on its users otherwise
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")  # seven take minutes to say that nobody is there
     from mlflow import MlflowClient
@@ -139,7 +138,7 @@ def export(folder: Path, uri: str) -> tuple[int, int]:
     for name in ("mlflow", "alembic"):
         logging.getLogger(name).setLevel(logging.ERROR)
     try:
-        return _bring(MlflowClient(tracking_uri=uri), results, runs)
+        return _bring(MlflowClient(tracking_uri=uri), folder, found.manifest, runs)
     except (MlflowException, SQLAlchemyError) as error:
         raise InputError(f"MLflow cannot use {uri}: {str(error).splitlines()[0]}") from None
 
@@ -158,8 +157,8 @@ def _check(uri: str) -> None:
             raise InputError(f"--mlflow is {uri!r}, where no file can be written; name one, as in sqlite:///mlflow.db")
 
 
-def _bring(client: Any, results: Results, runs: Sequence[Run]) -> tuple[int, int]:
-    name = str(results.manifest["name"])
+def _bring(client: Any, folder: Path, manifest: Mapping[str, Any], runs: Sequence[Run]) -> tuple[int, int]:
+    name = str(manifest["name"])
     known = client.get_experiment_by_name(name)
     experiment = client.create_experiment(name) if known is None else known.experiment_id
     there = {run.data.tags.get("mirage.hash"): run for run in _active(client, experiment)}
@@ -168,11 +167,11 @@ def _bring(client: Any, results: Results, runs: Sequence[Run]) -> tuple[int, int
         name=name,
         params={},
         metrics={},
-        tags={"mirage.hash": f"study {name}", "mlflow.source.name": str(results.manifest["command"])}
-        | {"mirage.title": str(results.manifest["title"])},
+        tags={"mirage.hash": f"study {name}", "mlflow.source.name": str(manifest["command"])}
+        | {"mirage.title": str(manifest["title"])},
     )
     parent, _ = _put(client, experiment, study, there.get(study.hash))
-    client.log_artifacts(parent, str(results.folder))
+    client.log_artifacts(parent, str(folder))
     new = 0
     for run in runs:
         _, made = _put(client, experiment, run, there.get(run.hash), {PARENT: parent})

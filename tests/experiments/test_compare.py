@@ -77,9 +77,9 @@ def test_a_number_without_an_interval_is_listed_and_not_tested(here: Path):
     bound = {"metric": "epsilon_lower_bound", "low": None, "high": None}
     a = sweep("a", [row("audit", "8", 1.0, **bound), row("LiRA", "8", 0.6)], "old")
     b = sweep("b", [row("audit", "8", 2.0, **bound), row("LiRA", "8", 0.6)], "new")
-    heads, lines = compare.table(both(a, b).pairs)
-    assert heads[:2] == ["attack", "metric"]  # what is the same in all rows is no column
-    assert lines[1] == ["audit", "epsilon_lower_bound", "1", "2", "1 (no interval)", "—", "—", "—"]
+    found = compare.table(both(a, b).pairs)
+    assert found.heads[:2] == ["attack", "metric"]  # what is the same in all rows is no column
+    assert found.lines[1] == ["audit", "epsilon_lower_bound", "1", "2", "1 (no interval)", "—", "—", "—"]
 
 
 def test_what_differs_around_the_numbers_is_named(here: Path, monkeypatch, capsys):

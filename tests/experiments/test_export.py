@@ -1,35 +1,26 @@
-"""Stored runs in MLflow, read back with its own client."""
+"""Runs in MLflow, read back with its own client."""
 
 from __future__ import annotations
 
 import csv
 import importlib.util
 import json
+import shutil
 import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
-import torch
 from mlflow import MlflowClient
 from mlflow.entities import Run
 
-from experiments import export, store, tables
-from experiments.collect import collect
-from experiments.execute import execute
-from fl_core.checkpoint import write_json, write_text
-from tests.experiments.test_replicas import cell
+from experiments import export, record
+
+RESULTS = Path(__file__).parents[2] / "results"
 
 
 @pytest.fixture(scope="module")
 def uri(tmp_path_factory: pytest.TempPathFactory) -> str:
     return f"sqlite:///{tmp_path_factory.mktemp('mlflow') / 'mlflow.db'}"
-
-
-def manifest(name: str, **runs: Any) -> dict[str, Any]:
-    """What a folder under results/ says of the stored runs behind it."""
-    about = {"name": name, "title": "A title", "command": "python -m experiments.run", "seed": 0}
-    return about | {"versions": {}, "config": {}} | runs
 
 
 def call(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> None:
@@ -46,22 +37,25 @@ def active(client: MlflowClient, name: str) -> tuple[Run, list[Run]]:
 
 
 @pytest.mark.heavy
-def test_a_sweep_is_read_back_as_it_was_stored_and_exported_once(here: Path, uri: str, monkeypatch, capsys):
-    made = cell("rounds=1")
-    folder, cells = Path("results/single"), collect([execute(made)])
-    write_text(folder / "table.csv", tables.as_csv(cells))
-    write_json(folder / "manifest.json", manifest("single", cells=[{"run": made.hash, "epsilon": "∞", "variant": ""}]))
+def test_a_sweep_is_read_back_as_it_is_committed_and_exported_once(here: Path, uri: str, monkeypatch, capsys):
+    folder = Path(shutil.copytree(RESULTS / "leakage_vs_epsilon", "results/leakage_vs_epsilon"))
     call(monkeypatch, str(folder), "--mlflow", uri)
-    assert capsys.readouterr().out == f"1 runs of {folder} are in {uri}, 1 of them new\n"
+    assert capsys.readouterr().out == f"7 runs of {folder} are in {uri}, 7 of them new\n"
     client = MlflowClient(tracking_uri=uri)
-    parent, (run,) = active(client, "single")
-    assert run.data.tags["mirage.hash"] == made.hash
-    assert run.data.tags["mirage.revision"] == store.revision()
-    assert run.data.tags["mirage.view"] == "released_model"
-    assert "has no guarantee (ε = ∞)" in run.data.tags["mirage.guarantees"]
-    assert (run.info.run_name, run.info.status) == ("ε = ∞", "FINISHED")
-    assert (run.data.params["rounds"], run.data.params["sampler.local_epochs"]) == ("1", "1")
-    assert not {"workers", "debug", "tensorboard", "name"} & set(run.data.params)
+    parent, runs = active(client, "leakage_vs_epsilon")
+    assert {file.path for file in client.list_artifacts(parent.info.run_id)} == {file.name for file in folder.iterdir()}
+    cells = {cell["run"]: cell for cell in json.loads((folder / "manifest.json").read_text())["cells"]}
+    by_epsilon = {}
+    for run in runs:
+        cell = cells.pop(run.data.tags["mirage.hash"])
+        assert run.data.tags["mirage.revision"] == cell["revision"]
+        assert run.data.tags["mirage.view"] == "released_model"
+        assert run.data.tags["mirage.guarantees"].splitlines() == cell["guarantees"]
+        assert (run.info.run_name, run.info.status) == (f"ε = {cell['epsilon']}", "FINISHED")
+        assert (run.data.params["rounds"], run.data.params["defense._target_"]) == ("20", "defenses.dp_sgd.DPSGD")
+        assert not {"workers", "debug", "name"} & set(run.data.params)
+        by_epsilon[float(run.data.params["defense.epsilon"])] = run.data.metrics
+    assert not cells
     with open(folder / "table.csv") as file:
         for row in csv.DictReader(file):
             parts = [row[name] for name in ("question", "attack", "view", "group", "metric") if row[name]]
@@ -69,30 +63,27 @@ def test_a_sweep_is_read_back_as_it_was_stored_and_exported_once(here: Path, uri
                 parts = ["audit", row["attack"].removeprefix("one-run audit by "), row["view"], row["metric"]]
             metric = "/".join(parts).translate({ord(letter): None for letter in "(),"})
             for end, name in (("value", metric), ("low", f"{metric}/low"), ("high", f"{metric}/high")):
-                assert run.data.metrics.get(name) == (float(row[end]) if row[end] else None)
-    there = {file.path for file in client.list_artifacts(parent.info.run_id)}
-    assert there == {file.name for file in folder.iterdir()}
+                assert by_epsilon[float(row["epsilon"])].get(name) == (float(row[end]) if row[end] else None)
 
     call(monkeypatch, str(folder), "--mlflow", uri)
-    assert "0 of them new" in capsys.readouterr().out
-    again, (same,) = active(client, "single")
-    assert (again.info.run_id, same.info.run_id) == (parent.info.run_id, run.info.run_id)
+    assert "7 runs" in (told := capsys.readouterr().out)
+    assert "0 of them new" in told
+    again, same = active(client, "leakage_vs_epsilon")
+    assert again.info.run_id == parent.info.run_id
+    assert {run.info.run_id for run in same} == {run.info.run_id for run in runs}
 
 
 def study(value: float) -> Path:
-    """A study of two points, as `experiments.studies` stores it."""
+    """A results folder of a study with two points."""
+    rows = [{"metric": "shift", "by": "LiRA, α", "value": value, "low": 0.1, "high": None, "note": "x"}]
     points = [{"step": step, "about": {"kind": "a (b)"}} for step in (1, 2)]
-    for point in points:
-        final = store.RUNS / f"point{point['step']}"
-        rows = [{"metric": "shift", "by": "LiRA, α", "value": value, "low": 0.1, "high": None, "note": "x"}]
-        write_json(final.with_suffix(".sealed") / "record.json", {"rows": rows})
-        facts = {"hash": final.name, "point": point, "config": {"data": {"limit": 3}, "seed": 0}, "seconds": 1.5}
-        store.finish(final.with_suffix(".sealed"), final, facts | store.circumstances(torch.device("cpu")))
-    folder = Path("results/rounding")
-    told = [{"hash": f"point{point['step']}", "point": point} for point in points]
-    write_json(folder / "manifest.json", manifest("rounding", points=told))
-    write_text(folder / "data.csv", "step,metric,value\n1,shift,0\n2,shift,0\n")
-    return folder
+    facts = {"seconds": 1.5, "revision": "0f", "hardware": {"cores": 2}}
+    told = [{"hash": f"point{point['step']}", "point": point} | facts for point in points]
+    about = {"name": "rounding", "title": "A title", "command": "python -m experiments.run", "versions": {"torch": "2"}}
+    config = {"data": {"limit": 3}, "seed": 0, "workers": 2}
+    manifest = about | {"points": told, "config": config}
+    record.write(Path("results/rounding"), manifest, points=[point | {"rows": rows} for point in points])
+    return Path("results/rounding")
 
 
 @pytest.mark.heavy
@@ -107,10 +98,6 @@ def test_a_study_that_says_something_else_under_the_same_hash_replaces_its_runs(
             assert run.data.metrics == {"LiRA α/shift": value, "LiRA α/shift/low": 0.1, "seconds": 1.5}
             expected = {"data.limit": "3", "seed": "0", "point.step": run.data.tags["mirage.hash"][-1]}
             assert run.data.params == expected | {"point.about.kind": "a (b)"}
-        for stored in store.RUNS.iterdir():
-            for file in stored.iterdir():
-                file.unlink()
-            stored.rmdir()
 
 
 @pytest.mark.parametrize(
@@ -120,16 +107,14 @@ def test_a_study_that_says_something_else_under_the_same_hash_replaces_its_runs(
         ("file:store", "no longer keeps runs in a folder"),
         ("sqlite://mlflow.db", "no file can be written"),
         ("sqlite:///nowhere/mlflow.db", "no file can be written"),
-        ("sqlite:///mlflow.db", "holds no finished run"),
+        ("sqlite:///mlflow.db", "folder holds no record.json.xz"),
         ("sqlite:///mlflow.db missing", "missing holds no manifest.json"),
         ("without", "pip install 'mirage-fl[mlflow]'"),
     ],
 )
 def test_what_cannot_be_exported_is_one_line_with_exit_code_2(address, says, here: Path, monkeypatch, capsys):
-    around: dict[str, Any] = {"cells": [{"run": "0f", "epsilon": "∞"}], "seed": 0, "versions": {}, "config": {}}
     Path("folder").mkdir()
-    Path("folder/manifest.json").write_text(json.dumps(around))
-    Path("folder/table.csv").write_text("metric,value,low,high\nauc,0.5,0,1\n")
+    Path("folder/manifest.json").write_text("{}")
     if address == "without":
         found = importlib.util.find_spec
         monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "mlflow" else found(name))
