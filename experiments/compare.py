@@ -28,7 +28,8 @@ ASSUMED = (
     "(MOVER, Zou and Donner 2008): a side of it takes the two sides that could have made it. p is two-sided, by "
     "Student's t for the replicas or victims that the intervals rest on (normal where the table does not say how "
     "many); it is below 0.05 exactly where the interval leaves 0 out. Holm's p holds for all rows together, however "
-    "they depend on one another; Benjamini and Hochberg's bounds the expected share of false ones among those below it."
+    "they depend on one another; Benjamini and Hochberg's bounds the share of false ones to expect below it, "
+    "where rows are independent or go together."
 )
 
 
