@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from attacks.membership.observed import KINDS
 from defenses.base import Defense
-from experiments import store
+from experiments import store, tensorboard_log
 from experiments.configuration import make, read_data
 from fl_core.algorithms.fedavg import FedAvg
 from fl_core.augmentation import Augmentation
@@ -30,7 +30,7 @@ from fl_core.plan import Plan
 from fl_core.tampering import Tampering
 from fl_core.views import MaliciousServer, Recorder, ReleasedModel, SecureServer, Server
 
-FREE = ("name", "title", "client_names", "workers", "executor", "debug")
+FREE = ("name", "title", "client_names", "workers", "executor", "debug", "tensorboard")
 """Fields that change no result, and so no hash."""
 
 ASKED = ("attack", "about", "against", "target_accuracy", "study")
@@ -251,6 +251,7 @@ def _check(config: dict[str, Any]) -> None:
     check_choice("design", config["design"], DESIGNS)
     check_number("held", config["held"], above=0, maximum=1)
     check_number("canaries", config["canaries"], minimum=0, below=1)
+    tensorboard_log.check(config["tensorboard"])
     check_choice("backend", config["backend"], BACKENDS)
     check_choice("precision", config["precision"], PRECISIONS)
     if config["memory"] != "auto":
