@@ -1,14 +1,17 @@
 """One run, a sweep, or a study: `python -m experiments.run [experiment=NAME] [field=value ...]`.
 
-`--help` lists the groups; conf/ documents every field where it stands.
+`--help` lists the groups (conf/hydra/help/mirage.yaml); conf/ documents every field where it stands.
 """
 
 from __future__ import annotations
 
+import textwrap
+
 import hydra
+from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from experiments import report, sweep
 from experiments.cell import build
@@ -33,6 +36,20 @@ def app(config: DictConfig) -> None:
         else:
             folder = execute(cell, f"{config.name}{bound}")
             report.write([folder], config.name, config.title, command())
+
+
+def groups() -> str:
+    """The groups of conf/ with their options, for `--help`."""
+    loader = GlobalHydra.instance().config_loader()
+    names = [name for name in loader.list_groups("") if name != "hydra"]
+    lines = [(name, ", ".join(loader.get_group_options(name))) for name in ("experiment", *names) if name]
+    return "\n".join(
+        textwrap.fill(text, 116, initial_indent=f"    {name:<15} ", subsequent_indent=" " * 20, break_on_hyphens=False)
+        for name, text in dict(lines).items()
+    )
+
+
+OmegaConf.register_new_resolver("groups", groups, replace=True)
 
 
 def main() -> None:

@@ -6,6 +6,7 @@ reported; 130 interrupted.
 
 from __future__ import annotations
 
+import argparse
 import difflib
 import os
 import shlex
@@ -14,6 +15,7 @@ import threading
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import NoReturn
 
 from hydra import compose, initialize_config_module
 from hydra.core.global_hydra import GlobalHydra
@@ -30,6 +32,31 @@ os.environ["HYDRA_FULL_ERROR"] = "1"
 
 CELL_FAILED = 3
 POLL_SECONDS = 0.5
+
+
+class _Help(argparse.RawDescriptionHelpFormatter):
+    """The text above the options as it stands, and each option's default behind its help."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        told = action.help or ""
+        default = action.default
+        shown = default is not None and default is not False and default not in ("", argparse.SUPPRESS)
+        return f"{told} (default: {_as_typed(action.default)})" if shown else told
+
+
+def _as_typed(value: object) -> str:
+    return " ".join(map(str, value)) if isinstance(value, list) else str(value).replace("%", "%%")
+
+
+class Parser(argparse.ArgumentParser):
+    """The options of `python -m MODULE`: `--help` shows the module's docstring, a bad option is one line and code 2."""
+
+    def __init__(self, module: str, doc: str | None) -> None:
+        super().__init__(prog=f"python -m {module}", description=doc, formatter_class=_Help)
+
+    def error(self, message: str) -> NoReturn:
+        say(f"{message}; `{self.prog} --help` says what is allowed")
+        sys.exit(2)
 
 
 def command() -> str:

@@ -76,8 +76,8 @@ PACKAGES = {"reconstruction": "attack.reconstruction", "experiment": "", "schedu
 
 
 def conf_files() -> list[ConfFile]:
-    """All of conf/."""
-    return [read(path) for path in sorted(CONF.rglob("*.yaml"))]
+    """All of conf/, but for what is Hydra's own."""
+    return [read(path) for path in sorted(CONF.rglob("*.yaml")) if "hydra" not in path.relative_to(CONF).parts]
 
 
 def read(path: Path) -> ConfFile:

@@ -37,11 +37,13 @@ def sources(*folders: str) -> list[Path]:
 
 
 def walk(node: ast.AST) -> Iterator[ast.AST]:
-    """A tree without the functions that only check."""
-    for child in ast.iter_child_nodes(node):
-        if not (isinstance(child, ast.FunctionDef) and child.name in CHECKS):
-            yield child
-            yield from walk(child)
+    """What is below a node, without the functions that only check."""
+    left = [node]
+    while left:
+        for child in ast.iter_child_nodes(left.pop()):
+            if not (isinstance(child, ast.FunctionDef) and child.name in CHECKS):
+                left.append(child)
+                yield child
 
 
 def _source(thing: Any) -> ast.Module:
@@ -70,9 +72,13 @@ def _read_by_annotation() -> dict[str, set[str]]:
     found: dict[str, set[str]] = {}
     for function in (node for path in sources(*ROOMS) for node in walk(parsed(path))):
         if isinstance(function, ast.FunctionDef):
-            for one in (*function.args.args, *function.args.kwonlyargs):
-                if isinstance(one.annotation, ast.Name):
-                    found.setdefault(one.annotation.id, set()).update(_attributes_of(function, [one.arg]))
+            told = {
+                one.arg: one.annotation.id
+                for one in (*function.args.args, *function.args.kwonlyargs)
+                if isinstance(one.annotation, ast.Name) and one.annotation.id[0].isupper()
+            }
+            for name, kind in told.items():
+                found.setdefault(kind, set()).update(_attributes_of(function, [name]))
     return found
 
 
