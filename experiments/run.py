@@ -25,6 +25,7 @@ def app(config: DictConfig) -> None:
     """Run one cell; in a sweep, Hydra calls this once a cell, after `sweep.Study` has checked them all."""
     settings = HydraConfig.get()
     with one_line_errors(debug=config.debug is True):
+        sweep.check_taken_out(settings.overrides.task)
         if config.study is not None:
             perform(sweep.resolved(config), list(settings.overrides.task), command())
             return

@@ -11,7 +11,7 @@ import itertools
 import shutil
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
@@ -37,6 +37,16 @@ def resolved(config: DictConfig) -> dict[str, Any]:
     plain = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
     assert isinstance(plain, dict)
     return {str(name): value for name, value in plain.items() if name not in ("hydra", "experiment")}
+
+
+def check_taken_out(overrides: Iterable[str]) -> None:
+    """InputError where a command line takes out a field that every run needs; an attack, say, may go."""
+    for one in overrides:
+        name = one.lstrip("~").split("=")[0]
+        if one.startswith("~") and name.rpartition(".")[0] in ("", "attack", "signals"):
+            raise InputError(
+                f"{name} cannot be taken out, since every run needs it; set it, as in {name}=..., or leave it"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,6 +77,7 @@ class Study(Callback):
                     f"{config.name} is one study over its own points, and no sweep; give it lists, as in "
                     "study.FIELD=[1,2], and call it without --multirun or a launcher"
                 )
+            check_taken_out(config.hydra.overrides.task)
             away = runs_away(config.hydra)
             check_slurm(config.hydra)
             swept = expand(config)

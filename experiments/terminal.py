@@ -55,7 +55,7 @@ class Parser(argparse.ArgumentParser):
         super().__init__(prog=f"python -m {module}", description=doc, formatter_class=_Help)
 
     def error(self, message: str) -> NoReturn:
-        say(f"{message}; `{self.prog} --help` says what is allowed")
+        say(f"{message}; --help lists what is allowed")
         sys.exit(2)
 
 
@@ -76,6 +76,10 @@ def one_line_errors(debug: bool = False) -> Iterator[None]:
         _leave(_explain(error), 2, debug)
     except OSError as error:
         _leave(one_line(error), 2, debug)
+    except ValueError as error:  # Hydra's own word for group=null
+        if not str(error).startswith("Config group override must be"):
+            raise
+        _leave("a group cannot be null; choose one of its options, which --help lists", 2, debug)
 
 
 def _leave(line: str, code: int, debug: bool) -> None:
@@ -157,13 +161,14 @@ def _first_bad_override(overrides: list[str]) -> str:
             parsed = parser.parse_override(one)
         except HydraException:
             return f"the value of {name} cannot be read: {value!r}; quote it if it holds special characters"
-        first = next(iter(parsed.sweep_string_iterator())) if parsed.is_sweep_override() else value
+        values = list(parsed.sweep_string_iterator()) if parsed.is_sweep_override() else [value]
         here = compose("config", overrides=taken)
-        try:
-            compose("config", overrides=[*taken, f"{name}={first}"])
-        except (HydraException, OmegaConfBaseException) as error:
-            return _unknown(name, first, here, str(error))
-        taken.append(f"{name}={first}")
+        for each in values:
+            try:
+                compose("config", overrides=[*taken, f"{name}={each}"])
+            except (HydraException, OmegaConfBaseException) as error:
+                return _unknown(name, each, here, str(error))
+        taken.append(f"{name}={values[0]}")
     return ""
 
 

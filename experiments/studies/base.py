@@ -147,6 +147,7 @@ def build(config: Mapping[str, Any], overrides: Sequence[str] = ()) -> Performan
         field = given.lstrip("+~").split("=")[0].split("@")[-1].split(".")[0]
         if field not in allowed:
             raise InputError(f"{config['name']} does not read {field}; it reads {', '.join(sorted(allowed))}")
+    store.check_place(config["name"])
     check_number("seed", config["seed"], minimum=0, integer=True)
     if config["workers"] != "auto":
         check_number("workers (or auto)", config["workers"], minimum=1, integer=True)
