@@ -184,7 +184,10 @@ def _check_attacks(config: dict[str, Any], targets: Population) -> None:
 def _check(config: dict[str, Any]) -> None:
     """Ranges of the plain fields that are no population's, once, here."""
     store.check_place(config["name"])
-    check_flag("save_rounds", config["save_rounds"])
+    if not isinstance(config["title"], str):
+        raise InputError(f"title is {config['title']!r}; it must be text, as in 'title=\"My study\"'")
+    for name in ("save_rounds", "debug"):
+        check_flag(name, config[name])
     for name in ("attack", "attack.membership", "attack.reconstruction", "executor"):
         population.check_fields(name, config["attack"][name[7:]] if "." in name else config[name])
     for name, one in config["attack"]["membership"].items():

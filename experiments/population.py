@@ -16,6 +16,7 @@ from attacks.membership.reading import queries_of
 from defenses.base import Defense
 from experiments import store
 from experiments.configuration import make, read_data
+from fl_core.aggregation import Krum
 from fl_core.algorithms.fedavg import FedAvg
 from fl_core.augmentation import Augmentation
 from fl_core.data import ImageSet, class_number
@@ -166,6 +167,7 @@ def build(config: Mapping[str, Any], device: torch.device, named: str) -> Popula
     held = who_holds_what(config)
     pool, owners, run = held.pool, withhold(held.owners, config["held"], config["seed"]), config["seed"]
     model = make(config["model"], shape=pool.shape, classes=len(pool.classes))
+    participation = make(config["participation"])
     algorithm = make(
         config["algorithm"],
         sampler=make(config["sampler"]),
@@ -173,6 +175,8 @@ def build(config: Mapping[str, Any], device: torch.device, named: str) -> Popula
         server_schedule=make(config["server_schedule"]),
         aggregator=make(config["aggregator"]),
     )
+    if isinstance(algorithm.aggregator, Krum):
+        algorithm.aggregator.check(config["participation"].get("cohort") or config["clients"])
     defense = make(config["defense"]).for_model(model)
     largest = int(torch.bincount(owners[owners != NOBODY]).max())
     if algorithm.sampler.batch(largest) > largest:
@@ -198,7 +202,7 @@ def build(config: Mapping[str, Any], device: torch.device, named: str) -> Popula
         sizes=public_sizes(owners, config["clients"], config["membership"]),
         model=model.to(device),
         algorithm=algorithm,
-        participation=make(config["participation"]),
+        participation=participation,
         fleet=make(config["fleet"]),
         augmentation=make(config["augmentation"]),
         defense=defense,
@@ -247,7 +251,7 @@ def own_code(model: nn.Module) -> str:
 
 GROUPS = (
     "data", "partition", "model", "participation", "fleet", "sampler", "augmentation", "algorithm", "aggregator",
-    "client_schedule", "server_schedule", "defense", "signals",
+    "client_schedule", "server_schedule", "defense",
 )  # fmt: skip
 
 
@@ -267,6 +271,7 @@ def _check(config: dict[str, Any]) -> None:
     """Ranges of the plain fields, once, here."""
     for name in GROUPS:
         check_fields(name, config[name], f"choose an option, as in {GROUPS_ELSEWHERE.get(name, name)}=...")
+    check_fields("signals", config["signals"])
     for name, minimum in (("clients", 1), ("rounds", 1), ("replicas", 4), ("shard", 1), ("first_replica", 0)):
         check_number(name, config[name], minimum=minimum, integer=True)
     check_number("seed", config["seed"], minimum=0, integer=True)

@@ -44,7 +44,7 @@ def check_place(name: object) -> None:
     parts = str(name).split("/") if isinstance(name, str | int) and not isinstance(name, bool) else []
     if not parts or not all(re.fullmatch(r"\w[\w .+=,-]*", part) for part in parts):
         raise InputError(
-            f"name is {str(name)!r}; it is a folder under {RESULTS}/, and must begin with a letter or a digit and hold "
+            f"name is {name!r}; it is a folder under {RESULTS}/, and must begin with a letter or a digit and hold "
             "no more than letters, digits, spaces and . _ + = , -"
         )
     if parts[0] == RUNS.name:

@@ -31,6 +31,8 @@ from fl_core.errors import InputError
 os.environ["HYDRA_FULL_ERROR"] = "1"
 
 CELL_FAILED = 3
+NULL_GROUP = "Config group override must be"
+"""How Hydra's error begins, a plain ValueError, where a group is set to null."""
 POLL_SECONDS = 0.5
 
 
@@ -76,10 +78,10 @@ def one_line_errors(debug: bool = False) -> Iterator[None]:
         _leave(_explain(error), 2, debug)
     except OSError as error:
         _leave(one_line(error), 2, debug)
-    except ValueError as error:  # Hydra's own word for group=null
-        if not str(error).startswith("Config group override must be"):
+    except ValueError as error:
+        if not str(error).startswith(NULL_GROUP):
             raise
-        _leave("a group cannot be null; choose one of its options, which --help lists", 2, debug)
+        _leave(_explain(error), 2, debug)
 
 
 def _leave(line: str, code: int, debug: bool) -> None:
@@ -154,7 +156,7 @@ def _first_bad_override(overrides: list[str]) -> str:
     ordered = sorted(overrides, key=lambda one: "." in one.split("=")[0])
     taken: list[str] = []
     for one in ordered:
-        if "=" not in one:
+        if "=" not in one.lstrip("="):
             return f"{one!r} is not of the form field=value"
         name, value = one.split("=", 1)
         try:
@@ -168,6 +170,9 @@ def _first_bad_override(overrides: list[str]) -> str:
                 compose("config", overrides=[*taken, f"{name}={each}"])
             except (HydraException, OmegaConfBaseException) as error:
                 return _unknown(name, each, here, str(error))
+            except ValueError:
+                options = GlobalHydra.instance().config_loader().get_group_options(name)
+                return f"{name} is {each}, but it is a group; choose {', '.join(options)}"
         taken.append(f"{name}={values[0]}")
     return ""
 
