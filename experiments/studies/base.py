@@ -33,7 +33,7 @@ from experiments import store
 from experiments.configuration import make, read_data, resolve_device
 from experiments.executor import Executor
 from fl_core.data import ImageSet
-from fl_core.errors import InputError, check_number
+from fl_core.errors import InputError, check_list, check_number
 
 Values = dict[str, Any]
 """Plain values by name: whatever JSON can say, and no NaN or infinity."""
@@ -184,6 +184,8 @@ def make_study(config: Any) -> Study:
     for field in dataclasses.fields(kind):
         if field.name not in config and field.default is MISSING and field.default_factory is MISSING:
             raise InputError(f"study.{field.name} has no value; {target} needs one, as in study.{field.name}=...")
+        if str(field.type).startswith("Sequence") and field.name in config:
+            check_list(f"study.{field.name}", config[field.name], "with commas between its entries, as in [1,2]")
     study = make(config)
     assert isinstance(study, Study)
     return study
