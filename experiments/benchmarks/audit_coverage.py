@@ -12,7 +12,6 @@ mechanism where it applies, in `--trials` independent audits. Three kinds of row
 
 from __future__ import annotations
 
-import argparse
 import math
 import time
 import zlib
@@ -37,6 +36,7 @@ from attacks.metrics import clopper_pearson
 from experiments.benchmarks import page
 from experiments.benchmarks.audit_mechanisms import Mechanism, canary_cosines, frame_products, mechanisms
 from experiments.store import circumstances
+from experiments.terminal import Parser, one_line_errors
 from fl_core.errors import InputError, check_number
 
 Array = NDArray[np.float64]
@@ -338,10 +338,10 @@ def _number(value: float | None) -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description="How often each auditor claims more than a known ε.")
+    parser = Parser("experiments.benchmarks.audit_coverage", __doc__)
     parser.add_argument("--trials", type=int, default=2000, help="audits a row")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--out", type=Path, default=Path("results/benchmarks"), help="folder")
+    parser.add_argument("--seed", type=int, default=0, help="of the mechanisms' coins")
+    parser.add_argument("--out", type=Path, default=Path("results/benchmarks"), help="folder for what is written")
     asked = parser.parse_args(arguments)
     try:
         check_number("--trials", asked.trials, minimum=10, integer=True)
@@ -369,4 +369,5 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    with one_line_errors():
+        raise SystemExit(main())
