@@ -5,7 +5,6 @@ All rows that are compared are one family of tests: narrow it with --metric, --a
 
 from __future__ import annotations
 
-import argparse
 import csv
 import io
 from collections import Counter
@@ -16,7 +15,7 @@ from experiments.comparison import Comparison, Line, Pair, circumstances, compar
 from experiments.studies.drawing import number
 from experiments.table import Table
 from experiments.table import as_markdown as printed
-from experiments.terminal import one_line_errors
+from experiments.terminal import Parser, one_line_errors
 from fl_core.checkpoint import write_text
 
 SIGNIFICANT = 0.05
@@ -190,7 +189,7 @@ def _sides(side: str, line: Line) -> dict[str, float | None]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m experiments.compare", description=__doc__.splitlines()[0])
+    parser = Parser("experiments.compare", __doc__)
     parser.add_argument("a", type=Path, metavar="A", help="a folder under results/ that a sweep or a study wrote")
     parser.add_argument("b", type=Path, metavar="B", help="another one; differences are B − A")
     parser.add_argument("--metric", help="compare this metric alone, such as auc")

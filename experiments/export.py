@@ -7,7 +7,6 @@ whose hash is there already is not made twice.
 
 from __future__ import annotations
 
-import argparse
 import importlib.util
 import logging
 import math
@@ -25,7 +24,7 @@ from experiments.comparison import MEASURED, SWEEP
 from experiments.configuration import flat
 from experiments.population import FREE
 from experiments.record import Record
-from experiments.terminal import one_line_errors
+from experiments.terminal import Parser, one_line_errors
 from fl_core.errors import InputError
 
 BATCH = 1000
@@ -219,7 +218,7 @@ def _put(
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m experiments.export", description=__doc__.splitlines()[0])
+    parser = Parser("experiments.export", __doc__)
     parser.add_argument(
         "folder", type=Path, help="a folder that a sweep or a study wrote, such as results/leakage_vs_epsilon"
     )
