@@ -2,10 +2,13 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test paper current lint docs clean setup
+.PHONY: demo report test paper current lint docs clean setup
 
 demo: setup
 	$(BIN)/python -m experiments.run experiment=leakage_vs_epsilon
+
+report: demo
+	$(BIN)/python -m experiments.report results/leakage_vs_epsilon
 
 test: setup
 	$(BIN)/python -m pytest
