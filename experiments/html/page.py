@@ -1,0 +1,274 @@
+"""From a sweep's cells or a study's records to one HTML page that holds everything it shows."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from markupsafe import Markup
+
+from experiments import tables
+from experiments.collect import CellResult
+from experiments.html import alarms, pictures, rows, words
+from experiments.html.alarms import Alarm
+from experiments.html.pictures import Album
+from experiments.html.rows import Columns
+from experiments.studies.base import Values
+from fl_core.errors import InputError
+
+HERE = Path(__file__).parent
+SCRIPTS = ("core.js", "table.js", "plot.js", "pictures.js")
+STYLES = ("base.css", "report.css")
+PICTURES = 3_000_000
+"""Characters that the pictures of a page may take together."""
+
+MOST_FINDINGS = 12
+LEVELS = {"broken": "Contradiction", "blind": "Below blind", "failed": "Failed"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Content:
+    """What a sweep and a study fill in differently. `facts` are the tiles below the title."""
+
+    question: Sequence[str]
+    findings: Sequence[str]
+    alarms: Sequence[Alarm]
+    quiet: str
+    promises: Sequence[words.Promise]
+    epsilons: str
+    columns: Columns
+    x: str
+    fpr: float | None
+    walls: Sequence[pictures.Wall]
+    exposed: Sequence[dict[str, Any]]
+    runs: Sequence[dict[str, Any]]
+    facts: Sequence[dict[str, str]]
+    place: str
+    album: Album
+
+
+def of_sweep(cells: Sequence[CellResult], manifest: Mapping[str, Any]) -> Content:
+    """A sweep's page; `manifest` is that of its folder."""
+    columns = rows.of_cells(cells)
+    album = Album(PICTURES)
+    failed = manifest.get("failed", [])
+    found = alarms.of_cells(cells, failed)
+    first = tables.headline_attack(cells)
+    facts = [_fact("cells", str(len(cells)), f"{len(failed)} failed" if failed else "all finished"), _alarm_fact(found)]
+    for group in ("canary", "ordinary"):
+        known = [(row.value, cell) for cell in cells if (row := cell.row("membership", "auc", first, group)) and row.value]
+        if known:
+            value, cell = max(known, key=lambda one: one[0])
+            facts.append(_fact(f"highest AUC, {group}", f"{value:.3f}", f"{first}, {pictures.named(cell)}"))
+    facts.append(_fact("replicas", str(manifest["replicas"]), "independent federations a cell"))
+    return Content(
+        question=[words.federation(cells)],
+        findings=tables.in_words(cells, _whose(cells)),
+        alarms=found,
+        quiet="No audit contradicts the accounting, no attack is below its blind baseline, and no cell failed.",
+        promises=words.promises(cells),
+        epsilons="",
+        columns=columns,
+        x="epsilon" if len({cell.epsilon for cell in cells}) > 1 or not cells[0].variant else "variant",
+        fpr=cells[0].facts["fpr"],
+        walls=pictures.of_cells(cells),
+        exposed=pictures.exposed(cells, album),
+        runs=[_run(one["run"], pictures.named(cell), one) for one, cell in zip(manifest["cells"], cells, strict=True)],
+        facts=facts,
+        place="cell",
+        album=album,
+    )
+
+
+def _whose(cells: Sequence[CellResult]) -> str:
+    """ "Alice's " where a sweep attacked one client's examples; empty where it attacked everybody's."""
+    config = cells[0].manifest["config"]
+    about, names = config["about"], config["client_names"]
+    return "" if about is None else f"{names[about] if names else f'client {about}'}'s "
+
+
+def of_study(records: Sequence[Values], manifest: Mapping[str, Any]) -> Content:
+    """A study's page; `records` are in the order of the manifest's points."""
+    columns = rows.of_points(records, manifest)
+    found = alarms.of_points(records, manifest)
+    points = manifest["points"]
+    labels = [alarms.in_words(one["point"]) for one in points]
+    walls = [
+        wall
+        for record, point, label in zip(records, points, labels, strict=True)
+        for wall in pictures.of_record(record, label, point["hash"])
+    ]
+    return Content(
+        question=[one for one in words.study_question(str(manifest["config"]["study"]["_target_"])) if one],
+        findings=[],
+        alarms=found,
+        quiet="No bound is above its accounted ε, no attack is below its blind baseline, and none failed.",
+        promises=[],
+        epsilons=words.study_epsilons(columns, manifest["config"]),
+        columns=columns,
+        x=_study_axis(columns),
+        fpr=None,
+        walls=walls,
+        exposed=[],
+        runs=[_run(point["hash"], label, point) for point, label in zip(points, labels, strict=True)],
+        facts=[_fact("points", str(len(points)), "each a stored run"), _alarm_fact(found)],
+        place="point",
+        album=Album(PICTURES),
+    )
+
+
+def _study_axis(columns: Columns) -> str:
+    """The field to start with on the x axis: ε where it is swept, else the first number of a point, else any field."""
+
+    def swept(column: Mapping[str, Any]) -> bool:
+        return len({value for value in column["values"] if value is not None}) > 1
+
+    own = [column for column in columns if swept(column) and column["own"]]
+    chosen = [
+        *(column for column in own if column["name"] == "epsilon"),
+        *(column for column in own if column["kind"] == "number"),
+        *own,
+    ]
+    return str(chosen[0]["name"]) if chosen else "metric"
+
+
+def _fact(what: str, value: str, more: str, tone: str = "") -> dict[str, str]:
+    return {"what": what, "value": value, "more": more, "tone": tone}
+
+
+def _alarm_fact(found: Sequence[Alarm]) -> dict[str, str]:
+    levels = {one.level for one in found}
+    tone = "bad" if levels & {"broken", "failed"} else "warn" if levels else "good"
+    return _fact("alarms", str(len(found)), "see below" if found else "nothing contradicts", tone)
+
+
+def _run(run: str, label: str, facts: Mapping[str, Any]) -> dict[str, Any]:
+    hardware = ", ".join(str(value) for value in (facts.get("hardware") or {}).values())
+    return {"hash": run, "label": label, "seconds": facts["seconds"], "revision": facts["revision"], "hardware": hardware}
+
+
+def page(content: Content, manifest: Mapping[str, Any], command: str) -> str:
+    """report.html; `command` is what draws it."""
+    hung, left_out = pictures.hung(content.walls, content.album)
+    columns = content.columns
+    names = {column["name"]: column for column in columns}
+    metrics = words.metric_words(names["metric"]["values"], content.fpr)
+    known = words.attackers(columns)
+    count = len(columns[0]["values"] if columns[0]["kind"] == "number" else columns[0]["codes"])
+    sections = {
+        "alarms": "Alarms",
+        "question": "Threat model",
+        "guarantees": "Guarantees",
+        "leakage": f"Leakage against {names[content.x]['head']}" if content.x in names else "Leakage",
+        "cells": "Rows",
+        "gallery": "Reconstructions" if hung else "",
+        "exposed": "Most exposed" if content.exposed else "",
+        "manifest": "How it was made",
+    }
+    data = {
+        "columns": columns,
+        "count": count,
+        "metrics": metrics,
+        "chance": words.CHANCE,
+        "x": content.x,
+        "place": content.place,
+        "pictures": content.album.addresses,
+        "walls": hung,
+        "exposed": content.exposed,
+    }
+    scripts = [_plotly(), *((HERE / name).read_text() for name in SCRIPTS)]
+    facts = [
+        *content.facts[:2],
+        _fact("measured rows", f"{count:,}", f"{len(known)} attacks"),
+        *content.facts[2:],
+    ]
+    return str(
+        _template().render(
+            policy=_policy(scripts),
+            title=manifest["title"],
+            name=f"results/{manifest['name']}",
+            styles=Markup("".join((HERE / name).read_text() for name in STYLES)),
+            facts=facts,
+            sections={key: told for key, told in sections.items() if told},
+            alarms=content.alarms,
+            levels=LEVELS,
+            quiet=content.quiet,
+            places=f"{content.place}s",
+            place=content.place,
+            question=content.question,
+            findings=content.findings,
+            shown=MOST_FINDINGS,
+            views=words.SEEN,
+            used=words.views_used(columns),
+            attackers=known,
+            letters=words.LETTERS,
+            letters_used={one.letter for one in known if one.letter},
+            promises=content.promises,
+            epsilons=content.epsilons,
+            left_out=f"{left_out} pairs are left out to keep this file small." if left_out else "",
+            manifest=manifest,
+            command=command,
+            circumstances=_circumstances(manifest, content.runs),
+            runs=content.runs,
+            config=json.dumps(manifest["config"], indent=2, ensure_ascii=False),
+            data=Markup(_inert(data)),
+            scripts=[Markup(script) for script in scripts],
+        )
+    )
+
+
+def _circumstances(manifest: Mapping[str, Any], runs: Sequence[Mapping[str, Any]]) -> dict[str, str]:
+    hardware = dict.fromkeys(str(one["hardware"]) for one in runs)
+    revisions = dict.fromkeys(str(one["revision"]) for one in runs)
+    return {
+        "seed": str(manifest["seed"]),
+        "seconds, all runs": f"{manifest['seconds']:,}",
+        "hardware (processor, cores)": "; ".join(hardware),
+        "code revision": ", ".join(revisions),
+        **{name: str(version) for name, version in manifest["versions"].items()},
+    }
+
+
+def _inert(data: Mapping[str, Any]) -> str:
+    """JSON that cannot end the element it stands in, whatever a label says."""
+    text = json.dumps(data, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+    return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
+
+
+def _policy(scripts: Sequence[str]) -> str:
+    """A Content-Security-Policy: no network, and no script but these."""
+    digests = (base64.b64encode(hashlib.sha256(script.encode()).digest()).decode() for script in scripts)
+    allowed = " ".join(f"'sha256-{digest}'" for digest in digests)
+    return (
+        f"default-src 'none'; script-src {allowed}; style-src 'unsafe-inline'; img-src data: blob:; base-uri 'none'; "
+        "form-action 'none'"
+    )
+
+
+def _plotly() -> str:
+    """Plotly's own bundle; InputError where the extra is not installed."""
+    try:
+        from plotly.offline import get_plotlyjs
+    except ImportError:
+        raise InputError("the report needs Plotly: pip install 'mirage-fl[report]'") from None
+    script = str(get_plotlyjs())
+    if "</script" in script.lower():
+        raise InputError("this version of Plotly cannot stand inside a page; install the tested one, of constraints.txt")
+    return script
+
+
+def _template() -> Any:
+    try:
+        from jinja2 import Environment, FileSystemLoader, StrictUndefined
+    except ImportError:
+        raise InputError("the report needs Jinja: pip install 'mirage-fl[report]'") from None
+    loader = FileSystemLoader(HERE)
+    environment = Environment(
+        loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    return environment.get_template("report.html")
