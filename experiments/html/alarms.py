@@ -9,7 +9,8 @@ from typing import Any, Literal
 from experiments import collect
 from experiments.collect import CellResult
 from experiments.html.pictures import named
-from experiments.scoring import Row
+from experiments.html.rows import plain
+from experiments.html.words import metric_words
 from experiments.studies.base import Values
 from experiments.tables import whole
 
@@ -24,7 +25,7 @@ class Alarm:
     `where` are the cells or points.
     """
 
-    level: Literal["broken", "blind", "failed"]
+    level: Literal["broken", "failed", "blind"]
     words: str
     where: tuple[str, ...] = ()
 
@@ -32,74 +33,36 @@ class Alarm:
 def of_cells(cells: Sequence[CellResult], failed: Sequence[Mapping[str, str]]) -> list[Alarm]:
     """Those of a sweep; `failed` cells are those of its manifest."""
     found = [Alarm("broken", line.removeprefix("ALARM ").capitalize()) for line in collect.alarms(cells)]
+    found += [Alarm("failed", f"{one['cell']}: {one['error']}") for one in failed]
     worse: dict[str, list[str]] = {}
     for cell in cells:
-        label = named(cell)
-        for words, numbers in _below_blind([row for row in cell.rows if whole(row)]):
-            worse.setdefault(words, []).append(f"{label}: {numbers}")
-    found += [Alarm("blind", words, tuple(where)) for words, where in worse.items()]
-    return found + [Alarm("failed", f"{one['cell']} failed: {one['error']}") for one in failed]
+        rows = [plain(row) for row in cell.rows if whole(row)]
+        words = metric_words({row["metric"] for row in rows}, cell.facts["fpr"])
+        for attack, metric, group, numbers in _below_blind(rows):
+            worse.setdefault(attack, []).append(f"{named(cell)}, {words[metric]} on {group}: {numbers}")
+    return found + _blind(worse)
 
 
-def _below_blind(rows: Sequence[Row]) -> Iterator[tuple[str, str]]:
-    """Attacks whose whole interval lies below that of the best blind baseline for the same question."""
-    best: dict[tuple[str, str, str], Row] = {}
-    for row in rows:
-        if row.attack.startswith("blind") and row.low is not None and row.metric.startswith(HIGHER_IS_MORE):
-            key = row.question, row.group, row.metric
-            if key not in best or row.low > (best[key].low or 0.0):
-                best[key] = row
-    for row in rows:
-        blind = best.get((row.question, row.group, row.metric))
-        if blind is None or row.high is None or row.attack.startswith("blind"):
-            continue
-        if blind.low is not None and row.high < blind.low:
-            yield (
-                f"{row.attack}, {row.metric} on {row.group}: below {blind.attack}, which never saw the model",
-                f"{_interval(row.low, row.high)} against {_interval(blind.low, blind.high)}",
-            )
+def _blind(worse: Mapping[str, Sequence[str]]) -> list[Alarm]:
+    words = "a guess that never saw the model does better, so its numbers there say nothing about what leaks"
+    return [Alarm("blind", f"{attack}: {words}", tuple(where)) for attack, where in worse.items()]
 
 
-def _interval(low: float | None, high: float | None) -> str:
-    return f"[{low:.3g}, {high:.3g}]"
+DESCRIBED = ("by", "attack", "view", "value", "low", "high", "ceiling", "note", "knowledge", "samples")
+"""Fields in which an attack's row may differ from that of the baseline that it is compared with."""
 
 
-def of_points(records: Sequence[Values], manifest: Mapping[str, Any]) -> list[Alarm]:
-    """Those of a study: bounds above the accounted ε, attacks below the blind ones of their point, failed attacks."""
-    broken, worse, failed = [], {}, {}
-    for record, point in zip(records, manifest["points"], strict=True):
-        label = in_words(point["point"])
-        if record.get("failure"):
-            failed.setdefault(str(record["failure"]), []).append(label)
-        for row in record["rows"]:
-            accounted = row.get("accounted", record.get("accounted"))
-            if row.get("metric") == "epsilon" and accounted is not None and row["value"] is not None:
-                if row["value"] > accounted:
-                    who = row.get("auditor", row.get("attack", "an audit"))
-                    broken.append(
-                        f"{label}: {who} shows ε ≥ {row['value']:.3g}, above the accounted {accounted:.3g}; the "
-                        "accounting, the mechanism or the audit is broken"
-                    )
-        for words, numbers in _point_below_blind(record["rows"]):
-            worse.setdefault(words, []).append(f"{label}: {numbers}")
-    return [
-        *(Alarm("broken", words) for words in broken),
-        *(Alarm("blind", words, tuple(where)) for words, where in worse.items()),
-        *(Alarm("failed", words, tuple(where)) for words, where in failed.items()),
-    ]
+def _below_blind(rows: Sequence[Values]) -> Iterator[tuple[str, str, str, str]]:
+    """Attack, metric, group and numbers where a whole interval lies below that of the best blind baseline.
 
-
-DESCRIBED = ("by", "attack", "value", "low", "high", "ceiling", "note", "knowledge", "samples")
-
-
-def _point_below_blind(rows: Sequence[Values]) -> Iterator[tuple[str, str]]:
-    """The same within one point; a row's other fields must agree with the baseline's."""
+    The baseline's row agrees in all fields besides `DESCRIBED`.
+    """
 
     def name(row: Values) -> str:
         return str(row.get("by", row.get("attack", "")))
 
     def key(row: Values) -> str:
-        return repr(sorted((field, value) for field, value in row.items() if field not in DESCRIBED))
+        return repr([(field, value) for field, value in sorted(row.items()) if field not in DESCRIBED])
 
     scored = [
         row for row in rows
@@ -112,9 +75,41 @@ def _point_below_blind(rows: Sequence[Values]) -> Iterator[tuple[str, str]]:
     for row in scored:
         blind = best.get(key(row))
         if blind is not None and name(row) and not name(row).startswith("blind") and row["high"] < blind["low"]:
+            numbers = f"{_interval(row)} against {_interval(blind)} of {name(blind)}"
+            yield name(row), row["metric"], str(row.get("group", "")), numbers
+
+
+def _interval(row: Values) -> str:
+    return f"[{row['low']:.3g}, {row['high']:.3g}]"
+
+
+def of_points(records: Sequence[Values], manifest: Mapping[str, Any]) -> list[Alarm]:
+    """Those of a study: bounds above the accounted ε, failed attacks, attacks below the blind ones of their point."""
+    broken: list[Alarm] = []
+    worse: dict[str, list[str]] = {}
+    failed: dict[str, list[str]] = {}
+    for record, point in zip(records, manifest["points"], strict=True):
+        label = in_words(point["point"])
+        if record.get("failure"):
+            failed.setdefault(str(record["failure"]), []).append(label)
+        broken += [Alarm("broken", f"{label}: {words}") for words in _contradictions(record)]
+        words = metric_words({str(row.get("metric")) for row in record["rows"]}, None)
+        for attack, metric, group, numbers in _below_blind(record["rows"]):
+            about = words[metric] + (f" on {group}" if group else "")
+            worse.setdefault(attack, []).append(f"{label}, {about}: {numbers}")
+    return [*broken, *(Alarm("failed", words, tuple(where)) for words, where in failed.items()), *_blind(worse)]
+
+
+def _contradictions(record: Values) -> Iterator[str]:
+    """Audits of a point whose bound is above the ε that it accounts for."""
+    for row in record["rows"]:
+        accounted = row.get("accounted", record.get("accounted"))
+        if row.get("metric") != "epsilon" or accounted is None or row["value"] is None:
+            continue
+        if row["value"] > accounted:
             yield (
-                f"{name(row)}, {row['metric']}: below {name(blind)}, which never saw the model",
-                f"{_interval(row['low'], row['high'])} against {_interval(blind['low'], blind['high'])}",
+                f"{row.get('auditor', row.get('attack', 'an audit'))} shows ε ≥ {row['value']:.3g}, above the accounted "
+                f"{accounted:.3g}; the accounting, the mechanism or the audit is broken"
             )
 
 

@@ -39,8 +39,19 @@ function capital(text) {
 const columns = data.columns;
 const named = Object.fromEntries(columns.map((column) => [column.name, column]));
 for (const column of columns) {
-  if (column.kind === "text") column.key = (row) => column.codes[row];
-  else column.key = (row) => column.values[row];
+  const held = unpacked(column.kind === "text" ? column.codes : column.numbers, column.lengths);
+  if (column.kind === "text") column.codes = held;
+  else column.values = held;
+  column.key = (row) => held[row];
+}
+
+/** Each entry as often as its length says. */
+function unpacked(entries, lengths) {
+  if (!lengths) return entries;
+  const found = new Array(data.count);
+  let row = 0;
+  entries.forEach((one, run) => { for (const end = row + lengths[run]; row < end; row++) found[row] = one; });
+  return found;
 }
 
 /** What stands at a row: text, a number or null. */
@@ -65,7 +76,9 @@ function interval(row) {
 
 /** Codes or numbers of a column among `rows`, each once, in the order of the page (numbers rise, none last). */
 function distinct(column, rows) {
-  const found = [...new Set(rows.map(column.key))];
+  const seen = new Set();
+  for (const row of rows) seen.add(column.key(row));
+  const found = [...seen];
   if (column.kind === "text") return found.sort((a, b) => a - b);
   return found.sort((a, b) => (a === null) - (b === null) || a - b);
 }

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 from markupsafe import Markup
 
 from experiments import tables
@@ -23,11 +24,13 @@ from fl_core.errors import InputError
 
 HERE = Path(__file__).parent
 SCRIPTS = ("core.js", "table.js", "plot.js", "pictures.js")
+"""What runs before the page answers; `last.js` then has Plotly read."""
 STYLES = ("base.css", "report.css")
 PICTURES = 3_000_000
 """Characters that the pictures of a page may take together."""
 
-MOST_FINDINGS = 12
+OPEN_FINDINGS = 3
+"""Findings in words that are unfolded from the start."""
 LEVELS = {"broken": "Contradiction", "blind": "Below blind", "failed": "Failed"}
 
 
@@ -59,6 +62,7 @@ def of_sweep(cells: Sequence[CellResult], manifest: Mapping[str, Any]) -> Conten
     failed = manifest.get("failed", [])
     found = alarms.of_cells(cells, failed)
     first = tables.headline_attack(cells)
+    labels = {cell.manifest["hash"]: pictures.named(cell) for cell in cells}
     facts = [_fact("cells", str(len(cells)), f"{len(failed)} failed" if failed else "all finished"), _alarm_fact(found)]
     for group in ("canary", "ordinary"):
         known = [(row.value, cell) for cell in cells if (row := cell.row("membership", "auc", first, group)) and row.value]
@@ -78,7 +82,7 @@ def of_sweep(cells: Sequence[CellResult], manifest: Mapping[str, Any]) -> Conten
         fpr=cells[0].facts["fpr"],
         walls=pictures.of_cells(cells),
         exposed=pictures.exposed(cells, album),
-        runs=[_run(one["run"], pictures.named(cell), one) for one, cell in zip(manifest["cells"], cells, strict=True)],
+        runs=[_run(one["run"], labels.get(one["run"], one["epsilon"]), one) for one in manifest["cells"]],
         facts=facts,
         place="cell",
         album=album,
@@ -126,7 +130,7 @@ def _study_axis(columns: Columns) -> str:
     """The field to start with on the x axis: ε where it is swept, else the first number of a point, else any field."""
 
     def swept(column: Mapping[str, Any]) -> bool:
-        return len({value for value in column["values"] if value is not None}) > 1
+        return len(rows.distinct(column)) > 1
 
     own = [column for column in columns if swept(column) and column["own"]]
     chosen = [
@@ -157,9 +161,9 @@ def page(content: Content, manifest: Mapping[str, Any], command: str) -> str:
     hung, left_out = pictures.hung(content.walls, content.album)
     columns = content.columns
     names = {column["name"]: column for column in columns}
-    metrics = words.metric_words(names["metric"]["values"], content.fpr)
+    metrics = words.metric_words(rows.distinct(names["metric"]), content.fpr)
     known = words.attackers(columns)
-    count = len(columns[0]["values"] if columns[0]["kind"] == "number" else columns[0]["codes"])
+    count = len(rows.entries(names["metric"]))
     sections = {
         "alarms": "Alarms",
         "question": "Threat model",
@@ -181,7 +185,8 @@ def page(content: Content, manifest: Mapping[str, Any], command: str) -> str:
         "walls": hung,
         "exposed": content.exposed,
     }
-    scripts = [_plotly(), *((HERE / name).read_text() for name in SCRIPTS)]
+    script, plotly = "".join((HERE / name).read_text() for name in SCRIPTS), _plotly()
+    last = (HERE / "last.js").read_text()
     facts = [
         *content.facts[:2],
         _fact("measured rows", f"{count:,}", f"{len(known)} attacks"),
@@ -189,7 +194,7 @@ def page(content: Content, manifest: Mapping[str, Any], command: str) -> str:
     ]
     return str(
         _template().render(
-            policy=_policy(scripts),
+            policy=_policy([script, plotly, last]),
             title=manifest["title"],
             name=f"results/{manifest['name']}",
             styles=Markup("".join((HERE / name).read_text() for name in STYLES)),
@@ -202,7 +207,7 @@ def page(content: Content, manifest: Mapping[str, Any], command: str) -> str:
             place=content.place,
             question=content.question,
             findings=content.findings,
-            shown=MOST_FINDINGS,
+            shown=OPEN_FINDINGS,
             views=words.SEEN,
             used=words.views_used(columns),
             attackers=known,
@@ -217,7 +222,9 @@ def page(content: Content, manifest: Mapping[str, Any], command: str) -> str:
             runs=content.runs,
             config=json.dumps(manifest["config"], indent=2, ensure_ascii=False),
             data=Markup(_inert(data)),
-            scripts=[Markup(script) for script in scripts],
+            script=Markup(script),
+            plotly=Markup(plotly),
+            last=Markup(last),
         )
     )
 
@@ -262,11 +269,7 @@ def _plotly() -> str:
     return script
 
 
-def _template() -> Any:
-    try:
-        from jinja2 import Environment, FileSystemLoader, StrictUndefined
-    except ImportError:
-        raise InputError("the report needs Jinja: pip install 'mirage-fl[report]'") from None
+def _template() -> Template:
     loader = FileSystemLoader(HERE)
     environment = Environment(
         loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True

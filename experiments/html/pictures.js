@@ -23,7 +23,7 @@ if ($("#gallery")) {
       on: { input: () => cut(stack, slider) },
     });
     cut(stack, slider);
-    const ends = make("div", { class: "ends", "aria-hidden": "true" }, make("span", { text: "recovered" }), make("span", { text: "true" }));
+    const ends = make("div", { class: "ends", "aria-hidden": "true" }, make("span", { text: "true" }), make("span", { text: "recovered" }));
     return make("figure", {}, stack, slider, ends, make("figcaption", { text: pair.words }));
   }
 
@@ -52,7 +52,7 @@ if ($("#gallery")) {
   const run = make("span", { class: "hash" });
   form.append(
     choice("wall-choice", capital(data.place), data.walls.map((one, number) => [String(number), one.label]), String(data.walls.length - 1), (value) => show(Number(value))),
-    make("label", { text: "All pictures: recovered to true", for: "cut-all" }, everyone),
+    make("label", { text: "All at once", for: "cut-all" }, everyone),
     make("div", { class: "field" }, make("span", { text: "Run" }), run),
   );
   show(data.walls.length - 1);
@@ -64,20 +64,20 @@ if ($("#exposed")) {
   form.addEventListener("submit", (event) => event.preventDefault());
   const cells = [...new Set(data.exposed.map((one) => one.cell))];
   const attacks = [...new Set(data.exposed.map((one) => one.attack))];
-  const pictured = data.exposed.find((one) => one.items.some((item) => item.picture !== null));
+  const pictured = data.exposed.find((one) => one.items.some(([, , picture]) => picture !== undefined));
   const state = { cell: cells.at(-1), attack: pictured?.attack ?? attacks[0] };
 
   function show() {
     const found = data.exposed.find((one) => one.cell === state.cell && one.attack === state.attack);
     const items = found?.items ?? [];
-    const most = Math.max(...items.map((item) => item.gap), 1e-9);
-    wall.replaceChildren(...items.map((item) => {
-      const label = item.label === null ? "" : `“${item.label}”${item.canary ? ", canary" : ""}`;
-      const shown = item.picture === null
+    const most = Math.max(...items.map(([, gap]) => gap), 1e-9);
+    wall.replaceChildren(...items.map(([example, gap, picture, name, canary]) => {
+      const label = name === undefined ? "" : `“${name}”${canary ? ", canary" : ""}`;
+      const shown = (picture ?? null) === null
         ? make("div", { class: "nothing", text: "no picture kept" })
-        : make("div", { class: "frame" }, image(item.picture, `example ${item.example} ${label}`));
-      const bar = make("span", { class: "bar", style: `width: ${(100 * Math.max(item.gap, 0)) / most}%` });
-      return make("figure", {}, shown, bar, make("figcaption", { text: `${number(item.gap, 3)} · no. ${item.example} ${label}` }));
+        : make("div", { class: "frame" }, image(picture, `example ${example} ${label}`));
+      const bar = make("span", { class: "bar", style: `width: ${(100 * Math.max(gap, 0)) / most}%` });
+      return make("figure", {}, shown, bar, make("figcaption", { text: `${number(gap, 3)} · no. ${example} ${label}` }));
     }));
     if (!items.length) wall.append(make("p", { class: "note", text: "This attack ranked nothing in this cell." }));
     run.textContent = found?.run ?? "";
@@ -95,6 +95,3 @@ if ($("#exposed")) {
   );
   show();
 }
-
-performance.mark("interactive");
-document.documentElement.dataset.ready = "true";

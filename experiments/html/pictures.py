@@ -129,26 +129,24 @@ def named(cell: CellResult) -> str:
 
 
 def exposed(cells: Sequence[CellResult], album: Album) -> list[dict[str, Any]]:
-    """The examples that each attack finds best in each cell, as plain values, with pictures where a run keeps them."""
+    """The examples that each attack finds best in each cell, as plain values.
+
+    An item is the example's number and its gap; where the run keeps its picture, that one's number in the album (None
+    where it found no room), the label that it was trained with, and 1 for a canary.
+    """
     first = headline_attack(cells)
     made = []
     for cell in cells:
         truth, _ = load_tensors(cell.folder / "truth" / "truth.safetensors")
         names = cell.facts["classes"]
         kept = {
-            one["example"]: (album.add(image.numpy()), names[int(label)], bool(truth["canary"][one["example"]]))
+            one["example"]: (album.add(image.numpy()), names[int(label)], int(truth["canary"][one["example"]]))
             for one, image, label in zip(
                 cell.vulnerable.get(first, ()), truth["vulnerable_images"], truth["vulnerable_labels"], strict=False
             )
         }
         for attack, ranked in cell.vulnerable.items():
-            items = []
-            for one in ranked:
-                picture, label, canary = kept.get(one["example"], (None, None, None))
-                items.append(
-                    {"example": one["example"], "gap": round(one["gap"], 3), "picture": picture, "label": label}
-                    | {"canary": canary}
-                )
+            items = [[one["example"], float(f"{one['gap']:.3g}"), *kept.get(one["example"], ())] for one in ranked]
             made.append({"cell": named(cell), "run": cell.manifest["hash"], "attack": attack, "items": items})
     return made
 

@@ -135,6 +135,7 @@ const leakagePlot = (() => {
     if (bys.length > 1) pick("plot-by", "A colour each", bys, (name) => capital(named[name].head), state.by, (name) => { state.by = name; startBy(); });
     for (const column of dimensions) {
       if (column.name === state.x || column.name === state.by || !varied(column, rows)) continue;
+      if (column.own && named[state.x].own && follows(column, named[state.x], rows)) continue;
       if (distinct(column, rows).length > 200) continue;
       const keys = [undefined, ...distinct(column, rows)];
       pick(`plot-${column.name}`, capital(column.head), keys, (key) => (key === undefined ? "all" : entry(column, key)), state.fields[column.name], (key) => {
@@ -274,10 +275,17 @@ const leakagePlot = (() => {
     if (!most.size) return [];
     const spots = [...most.keys()].sort((a, b) => a - b);
     return [{
-      type: "scatter", mode: spots.length > 1 && named[state.x].kind === "number" ? "lines+markers" : "markers", name, x: spots, y: spots.map((spot) => most.get(spot)),
+      type: "scatter", mode: spots.length > 1 && named[state.x].kind === "number" ? "lines+markers" : "markers", name, showlegend: false, x: spots, y: spots.map((spot) => most.get(spot)),
       line: { color: colour("ink"), width: 1.3, dash }, marker: { symbol: "line-ew-open", size: 11, color: colour("ink") },
       text: spots.map((spot) => `${name}<br><b>${number(most.get(spot))}</b>`), hovertemplate: "%{text}<extra></extra>",
     }];
+  }
+
+  /** The words beside such a line, where it is lowest on the left. */
+  function called(one) {
+    const spot = Math.min(1, one.x.length - 1);
+    const y = state.log ? Math.log10(one.y[spot]) : one.y[spot];
+    return { x: one.x[spot], y, text: one.name, showarrow: false, xanchor: "left", yanchor: "bottom", xshift: 8, font: { size: 11, color: colour("soft") } };
   }
 
   /** What it costs: test accuracy below, on the same axis; nothing where it is not measured or is the metric itself. */
@@ -322,6 +330,7 @@ const leakagePlot = (() => {
   const config = { responsive: true, displaylogo: false, modeBarButtonsToRemove: ["select2d", "lasso2d", "autoScale2d"], toImageButtonOptions: { format: "svg", filename: "leakage" } };
 
   function draw() {
+    if (!window.Plotly) return; // it is called again when Plotly is there
     const among = chosen();
     let found = grouped(among);
     const dropped = Math.max(0, found.length - MOST);
@@ -331,11 +340,14 @@ const leakagePlot = (() => {
     const bound = metric === "epsilon_lower_bound" || metric === "epsilon";
     const where = standing(named[state.x], shown.length ? shown : among);
     const traces = found.flatMap((one, index) => trace(one, index, found.length, where));
-    traces.push(...limit("ceiling", bound ? "most that the audit can show" : "ceiling that ε allows", shown, where, "dot"));
-    if (bound && named.accounted) traces.push(...limit("accounted", "accounted ε", shown, where, "solid"));
+    const limits = limit("ceiling", bound ? "most that the audit can show" : "ceiling that ε allows", shown, where, "dot");
+    if (bound && named.accounted) limits.push(...limit("accounted", "accounted ε", shown, where, "solid"));
     const below = shown.length ? utility(where) : [];
-    const legend = traces.length > 1 && (found.some((one) => one.mate > 0) || traces.at(-1).name.match(/ceiling|audit|accounted/) !== null);
-    Plotly.react("plot", [...traces, ...below], layout(where, below.length > 0, legend, data.metrics[metric]), config);
+    const legend = found.some((one) => one.mate > 0); // else the boxes above say it all
+    const drawn = layout(where, below.length > 0, legend, data.metrics[metric]);
+    drawn.annotations = limits.map(called);
+    $("#plot > .empty")?.remove();
+    Plotly.react("plot", [...traces, ...limits, ...below], drawn, config);
     const notes = [];
     if (!shown.length) notes.push("Nothing is chosen; tick a box above.");
     else notes.push(`${shown.length} numbers in ${found.length} series; bars are 95% intervals.`);
@@ -362,5 +374,5 @@ const leakagePlot = (() => {
   startMetric();
   renew();
   themed.push(draw);
-  return { state };
+  return { draw };
 })();

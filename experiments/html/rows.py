@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import fields
+from itertools import groupby
 from typing import Any
 
 from experiments.collect import CellResult
 from experiments.scoring import Row
 from experiments.studies.base import Values
 
-DIGITS = 6
+DIGITS = 5
 """Significant digits of a number on the page; data.csv and table.csv have them all."""
 
 HEADS = {
@@ -30,10 +31,11 @@ REMARKS = ("note", "samples", "run", "binomial", "failure", "assumes", "inside",
 NUMBERS = ("value", "low", "high", "ceiling")
 """A measured number, its interval, and the most that the guarantee allows."""
 
-ORDER = ("attack", "by", "view", "knowledge", "group", "metric", *NUMBERS)
+ORDER = ("attack", "by", "view", "group", "metric", *NUMBERS, "knowledge")
 
 Columns = list[dict[str, Any]]
-"""A text column holds `values`, each once, and `codes` into them; one of numbers holds them, None where there is none.
+"""A text column holds `values`, each once, and `codes` into them; one of numbers holds its `numbers`, None where there
+is none. `lengths`, where there are any, say how often each code or number stands, one after another.
 
 `missing` is what None means (∞ for an ε), `own` says that the column describes a point and not a row of it, and
 `remark` that it sets no row apart.
@@ -51,9 +53,17 @@ def of_cells(cells: Sequence[CellResult]) -> Columns:
             "defense": cell.facts["defense"],
         }
         run = {"run": cell.manifest["hash"]}
-        lines += [about | asdict(row) | run for row in cell.rows]
-        lines += [about | accounted | asdict(row) | run for row, accounted in _bounds(cell)]
+        lines += [about | plain(row) | run for row in cell.rows]
+        lines += [about | accounted | plain(row) | run for row, accounted in _bounds(cell)]
     return columns(lines, own=("variant", "epsilon", "accounted", "defense"))
+
+
+def plain(row: Row) -> Values:
+    """A row as plain values by name; asdict copies each of them, which takes long for a hundred thousand rows."""
+    return {name: getattr(row, name) for name in ROW}
+
+
+ROW = tuple(field.name for field in fields(Row))
 
 
 def _bounds(cell: CellResult) -> list[tuple[Row, dict[str, float | None]]]:
@@ -103,10 +113,33 @@ def _column(name: str, entries: Sequence[Any], own: bool) -> dict[str, Any] | No
         "missing": "∞" if name in ("epsilon", "accounted") else "none" if own else "",
     }
     if all(isinstance(one, int | float) and not isinstance(one, bool) for one in there):
-        return about | {"kind": "number", "values": [_short(one) for one in entries]}
+        return about | {"kind": "number"} | _packed("numbers", [_short(one) for one in entries])
     texts = [_text(one) for one in entries]
     codes = {text: code for code, text in enumerate(dict.fromkeys(texts))}
-    return about | {"kind": "text", "values": list(codes), "codes": [codes[text] for text in texts]}
+    return about | {"kind": "text", "values": list(codes)} | _packed("codes", [codes[text] for text in texts])
+
+
+def _packed(name: str, entries: list[Any]) -> dict[str, Any]:
+    """The entries, or where that is shorter each run of equal ones by its length."""
+    runs = [(value, len(list(same))) for value, same in groupby(entries)]
+    if 2 * len(runs) > len(entries):
+        return {name: entries}
+    return {name: [value for value, _ in runs], "lengths": [length for _, length in runs]}
+
+
+def entries(column: Mapping[str, Any]) -> list[Any]:
+    """What stands in a column, row by row."""
+    held = column["codes"] if column["kind"] == "text" else column["numbers"]
+    if "lengths" in column:
+        held = [value for value, length in zip(held, column["lengths"], strict=True) for _ in range(length)]
+    return [column["values"][code] for code in held] if column["kind"] == "text" else list(held)
+
+
+def distinct(column: Mapping[str, Any]) -> list[Any]:
+    """What stands in a column, each once; a missing number is left out."""
+    if column["kind"] == "text":
+        return list(column["values"])
+    return list(dict.fromkeys(one for one in column["numbers"] if one is not None))
 
 
 def _short(value: float | None) -> float | None:

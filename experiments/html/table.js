@@ -80,7 +80,7 @@ const rowsTable = (() => {
     const text = column.name === "metric" ? data.metrics[at("metric", row)] : told(column.name, row);
     if (column.kind === "number") return make("td", { class: "number", text });
     const long = text.length > 34;
-    return make("td", { class: column.name === "run" ? "hash" : long ? "clip" : null, title: long ? text : null, text });
+    return make("td", { class: column.name === "run" ? "hash" : column.name === "metric" ? "metric" : long ? "clip" : null, title: long ? text : null, text });
   }
 
   function draw() {

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from typing import Any
 
 from experiments.collect import CellResult
 from experiments.html.pictures import named
+from experiments.html import rows
 from experiments.html.rows import Columns
 from fl_core.views import VIEWS
 
@@ -76,7 +77,7 @@ CHANCE = {"auc": 0.5, "balanced_accuracy": 0.5}
 """What a coin would score."""
 
 
-def metric_words(names: Sequence[str], fpr: float | None) -> dict[str, str]:
+def metric_words(names: Iterable[str], fpr: float | None) -> dict[str, str]:
     """What to call each metric; `fpr` is the false-positive rate that `tpr` belongs to."""
     found = {}
     for name in names:
@@ -106,17 +107,17 @@ class Attacker:
 
 def attackers(columns: Columns) -> list[Attacker]:
     """Every attack among the rows, each once with every knowledge that it was given."""
-    texts = {column["name"]: column for column in columns if column["kind"] == "text"}
+    texts = {column["name"]: rows.entries(column) for column in columns if column["kind"] == "text"}
     named = [texts[name] for name in ("by", "attack") if name in texts][:1]
     others = [texts.get(name) for name in ("view", "knowledge", "question")]
     if not named:
         return []
     found: dict[tuple[str, str, str, str], list[str]] = {}
-    for row, code in enumerate(named[0]["codes"]):
-        name = named[0]["values"][code]
-        view, told, question = ("" if one is None else one["values"][one["codes"][row]] for one in others)
+    nothing = [""] * len(named[0])
+    told = zip(named[0], *(nothing if one is None else one for one in others), strict=True)
+    for name, view, known_, question in dict.fromkeys(told):
         if name:
-            letter, knowledge = _lettered(told)
+            letter, knowledge = _lettered(known_)
             known = found.setdefault((name, view, letter, question), [])
             if knowledge and knowledge not in known:
                 known.append(knowledge)
@@ -136,7 +137,7 @@ def _shortened(knowledge: Sequence[str], most: int = 3) -> str:
 
 def views_used(columns: Columns) -> set[str]:
     """The names of the views under which anything was measured."""
-    return {value for column in columns if column["name"] == "view" for value in column["values"] if value in VIEWS}
+    return {value for column in columns if column["name"] == "view" for value in rows.distinct(column) if value in VIEWS}
 
 
 def federation(cells: Sequence[CellResult]) -> str:
@@ -203,7 +204,7 @@ def study_epsilons(columns: Columns, config: Mapping[str, Any]) -> str:
     found = next((column for column in columns if column["name"] == "epsilon"), None)
     if found is None:
         return ""
-    values = sorted({value for value in found["values"] if value is not None})
+    values = sorted(rows.distinct(found))
     delta = config.get("study", {}).get("delta")
     accounted = ", as accounted beside it" if any(column["name"] == "accounted" for column in columns) else ""
     return (
