@@ -9,20 +9,29 @@ from typing import Any, Literal
 from experiments import collect
 from experiments.collect import CellResult
 from experiments.html.pictures import named
-from experiments.html.rows import plain
+from experiments.html.rows import head, plain
 from experiments.html.words import metric_words
 from experiments.studies.base import Values
 from experiments.tables import whole
 
-HIGHER_IS_MORE = ("auc", "tpr", "balanced_accuracy", "psnr", "ssim", "label_recall", "recovered", "recognised", "readable")
+HIGHER_IS_MORE = (
+    "auc",
+    "tpr",
+    "balanced_accuracy",
+    "psnr",
+    "ssim",
+    "label_recall",
+    "recovered",
+    "recognised",
+    "readable",
+)
 """The first part of the metrics that grow with what was learned; others are not compared with blind baselines."""
 
 
 @dataclass(frozen=True)
 class Alarm:
-    """`broken`: a bound contradicts the accounting; `blind`: an attack is worse than not looking; `failed`: no number.
-
-    `where` are the cells or points.
+    """`broken`: a bound contradicts the accounting; `failed`: no number; `blind`: an attack, named by `words`, is worse
+    than not looking. `where` are the cells or points, with the numbers.
     """
 
     level: Literal["broken", "failed", "blind"]
@@ -44,8 +53,7 @@ def of_cells(cells: Sequence[CellResult], failed: Sequence[Mapping[str, str]]) -
 
 
 def _blind(worse: Mapping[str, Sequence[str]]) -> list[Alarm]:
-    words = "a guess that never saw the model does better, so its numbers there say nothing about what leaks"
-    return [Alarm("blind", f"{attack}: {words}", tuple(where)) for attack, where in worse.items()]
+    return [Alarm("blind", attack, tuple(where)) for attack, where in worse.items()]
 
 
 DESCRIBED = ("by", "attack", "view", "value", "low", "high", "ceiling", "note", "knowledge", "samples")
@@ -107,13 +115,14 @@ def _contradictions(record: Values) -> Iterator[str]:
         if row.get("metric") != "epsilon" or accounted is None or row["value"] is None:
             continue
         if row["value"] > accounted:
+            who = row.get("auditor", row.get("attack", "an audit"))
             yield (
-                f"{row.get('auditor', row.get('attack', 'an audit'))} shows ε ≥ {row['value']:.3g}, above the accounted "
-                f"{accounted:.3g}; the accounting, the mechanism or the audit is broken"
+                f"{who} shows ε ≥ {row['value']:.3g}, above the accounted {accounted:.3g}; the accounting, the "
+                "mechanism or the audit is broken"
             )
 
 
 def in_words(point: Mapping[str, Any]) -> str:
-    """A point's plain values: "attack DLG, defence dp_sgd, epsilon 8"."""
-    plain = {name: value for name, value in point.items() if not isinstance(value, list | dict) and value is not None}
-    return ", ".join(f"{'ε =' if name == 'epsilon' else name.replace('_', ' ')} {value}" for name, value in plain.items())
+    """A point's plain values: "attack DLG, defence dp_sgd, ε 8"."""
+    told = [(name, value) for name, value in point.items() if not isinstance(value, list | dict) and value is not None]
+    return ", ".join(f"{head(name)} {value}" for name, value in told)

@@ -31,7 +31,7 @@ PICTURES = 3_000_000
 
 OPEN_FINDINGS = 3
 """Findings in words that are unfolded from the start."""
-LEVELS = {"broken": "Contradiction", "blind": "Below blind", "failed": "Failed"}
+LEVELS = {"broken": "Contradiction", "failed": "Failed", "blind": "Below blind"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,13 +65,15 @@ def of_sweep(cells: Sequence[CellResult], manifest: Mapping[str, Any]) -> Conten
     labels = {cell.manifest["hash"]: pictures.named(cell) for cell in cells}
     facts = [_fact("cells", str(len(cells)), f"{len(failed)} failed" if failed else "all finished"), _alarm_fact(found)]
     for group in ("canary", "ordinary"):
-        known = [(row.value, cell) for cell in cells if (row := cell.row("membership", "auc", first, group)) and row.value]
+        known = [
+            (row.value, cell) for cell in cells if (row := cell.row("membership", "auc", first, group)) and row.value
+        ]
         if known:
             value, cell = max(known, key=lambda one: one[0])
             facts.append(_fact(f"highest AUC, {group}", f"{value:.3f}", f"{first}, {pictures.named(cell)}"))
     facts.append(_fact("replicas", str(manifest["replicas"]), "independent federations a cell"))
     return Content(
-        question=[words.federation(cells)],
+        question=[words.asked(columns), words.federation(cells)],
         findings=tables.in_words(cells, _whose(cells)),
         alarms=found,
         quiet="No audit contradicts the accounting, no attack is below its blind baseline, and no cell failed.",
@@ -127,18 +129,11 @@ def of_study(records: Sequence[Values], manifest: Mapping[str, Any]) -> Content:
 
 
 def _study_axis(columns: Columns) -> str:
-    """The field to start with on the x axis: ε where it is swept, else the first number of a point, else any field."""
+    """The field to start with on the x axis: the setting as a whole where several fields make it, else the only one."""
 
-    def swept(column: Mapping[str, Any]) -> bool:
-        return len(rows.distinct(column)) > 1
-
-    own = [column for column in columns if swept(column) and column["own"]]
-    chosen = [
-        *(column for column in own if column["name"] == "epsilon"),
-        *(column for column in own if column["kind"] == "number"),
-        *own,
-    ]
-    return str(chosen[0]["name"]) if chosen else "metric"
+    own = [column["name"] for column in columns if column["own"] and len(rows.distinct(column)) > 1]
+    wanted = ("setting", "epsilon", *own)
+    return next((name for name in wanted if name in own), "metric")
 
 
 def _fact(what: str, value: str, more: str, tone: str = "") -> dict[str, str]:
@@ -146,14 +141,21 @@ def _fact(what: str, value: str, more: str, tone: str = "") -> dict[str, str]:
 
 
 def _alarm_fact(found: Sequence[Alarm]) -> dict[str, str]:
-    levels = {one.level for one in found}
-    tone = "bad" if levels & {"broken", "failed"} else "warn" if levels else "good"
-    return _fact("alarms", str(len(found)), "see below" if found else "nothing contradicts", tone)
+    counts = {level: sum(one.level == level for one in found) for level in LEVELS}
+    tone = "bad" if counts["broken"] or counts["failed"] else "warn" if found else "good"
+    told = [f"{count} {LEVELS[level].lower()}" for level, count in counts.items() if count]
+    return _fact("alarms", str(len(found)), ", ".join(told) or "nothing contradicts", tone)
 
 
 def _run(run: str, label: str, facts: Mapping[str, Any]) -> dict[str, Any]:
     hardware = ", ".join(str(value) for value in (facts.get("hardware") or {}).values())
-    return {"hash": run, "label": label, "seconds": facts["seconds"], "revision": facts["revision"], "hardware": hardware}
+    return {
+        "hash": run,
+        "label": label,
+        "seconds": facts["seconds"],
+        "revision": facts["revision"],
+        "hardware": hardware,
+    }
 
 
 def page(content: Content, manifest: Mapping[str, Any], command: str) -> str:
@@ -187,9 +189,14 @@ def page(content: Content, manifest: Mapping[str, Any], command: str) -> str:
     }
     script, plotly = "".join((HERE / name).read_text() for name in SCRIPTS), _plotly()
     last = (HERE / "last.js").read_text()
+    attacks = len({name for one in known for name in one.names})
     facts = [
         *content.facts[:2],
-        _fact("measured rows", f"{count:,}", f"{len(known)} attacks"),
+        _fact(
+            "measured rows",
+            f"{count:,}",
+            f"by {len({name for one in known for name in one.names})} attacks and guesses",
+        ),
         *content.facts[2:],
     ]
     return str(
@@ -201,9 +208,9 @@ def page(content: Content, manifest: Mapping[str, Any], command: str) -> str:
             facts=facts,
             sections={key: told for key, told in sections.items() if told},
             alarms=content.alarms,
+            blind=[one for one in content.alarms if one.level == "blind"],
             levels=LEVELS,
             quiet=content.quiet,
-            places=f"{content.place}s",
             place=content.place,
             question=content.question,
             findings=content.findings,
@@ -265,7 +272,9 @@ def _plotly() -> str:
         raise InputError("the report needs Plotly: pip install 'mirage-fl[report]'") from None
     script = str(get_plotlyjs())
     if "</script" in script.lower():
-        raise InputError("this version of Plotly cannot stand inside a page; install the tested one, of constraints.txt")
+        raise InputError(
+            "this version of Plotly cannot stand inside a page; install the tested one, of constraints.txt"
+        )
     return script
 
 

@@ -114,7 +114,9 @@ def of_cells(cells: Sequence[CellResult]) -> list[Wall]:
         labels = [int(one) for one in found.selected_labels()[:, 0]]
         names = cell.facts["classes"]
         pairs = [
-            Pair(truth=image, found=one, words=f"{words}, label “{names[true]}” {'found' if true == mine else 'missed'}")
+            Pair(
+                truth=image, found=one, words=f"{words}, label “{names[true]}” {'found' if true == mine else 'missed'}"
+            )
             for image, one, words, true, mine in zip(
                 images, made, captions(made, images), truth["true_labels"].tolist(), labels, strict=True
             )

@@ -14,7 +14,7 @@ const leakagePlot = (() => {
   const all = Array.from({ length: data.count }, (_, row) => row).filter((row) => at("value", row) !== null);
   const metrics = distinct(named.metric, all);
   const dimensions = columns.filter(
-    (column) => !column.remark && !NOT_DIMENSIONS.includes(column.name) && (column.kind === "text" || column.own),
+    (column) => !column.remark && !column.fact && !NOT_DIMENSIONS.includes(column.name) && (column.kind === "text" || column.own),
   );
   const state = { metric: metrics[0], x: data.x, by: "", fields: {}, hidden: new Set(), log: false };
   let rows = []; // those of the metric
@@ -39,6 +39,12 @@ const leakagePlot = (() => {
     return fit.filter((column) => varied(column, rows) && distinct(column, rows).length <= 200);
   }
 
+  function commonest(column, among) {
+    const counts = new Map();
+    for (const row of among) counts.set(column.key(row), (counts.get(column.key(row)) ?? 0) + 1);
+    return [...counts].reduce((most, one) => (one[1] > most[1] ? one : most))[0];
+  }
+
   function chosen() {
     return rows.filter((row) => Object.entries(state.fields).every(([name, key]) => named[name].key(row) === key));
   }
@@ -58,14 +64,14 @@ const leakagePlot = (() => {
     for (const row of among) {
       const base = by ? by.key(row) : 0;
       if (state.hidden.has(base)) continue;
-      const blind = by && isBlind(String(entry(by, base)));
+      const blind = Boolean(by) && isBlind(String(entry(by, base)));
       // A baseline that never looks at the model is the same whatever attack it is set beside.
       const own = split.filter((column) => !(blind && column.name === "attack"));
       const key = JSON.stringify([base, ...own.map((column) => column.key(row))]);
       if (!found.has(key)) found.set(key, { base, own, rows: [], blind });
       found.get(key).rows.push(row);
     }
-    return named_(by, [...found.values()]);
+    return named_(by, [...found.values()].sort((a, b) => a.blind - b.blind));
   }
 
   /** Each series gets a name: its own key, and of the other fields those that tell it from its namesakes. */
@@ -112,7 +118,7 @@ const leakagePlot = (() => {
     for (const column of splitting(chosen()).reverse()) {
       if (grouped(chosen()).length <= CALM) break;
       const visible = chosen().filter((row) => !by || !state.hidden.has(by.key(row)));
-      state.fields[column.name] = distinct(column, visible)[0];
+      state.fields[column.name] = commonest(column, visible);
     }
   }
 
@@ -153,10 +159,11 @@ const leakagePlot = (() => {
   function chips() {
     const by = named[state.by];
     const box = $("#series");
-    $("#series-legend").textContent = by ? `${capital(by.head)}s shown`.replace(/ys shown$/, "ies shown") : "";
+    $("#series-legend").textContent = by ? `Which ${by.head} is shown` : "";
     if (!by) return box.replaceChildren();
     const here = new Set(chosen().map(by.key));
-    const keys = distinct(by, rows).filter((key) => here.has(key));
+    const blind = (key) => isBlind(String(entry(by, key)));
+    const keys = distinct(by, rows).filter((key) => here.has(key)).sort((a, b) => blind(a) - blind(b));
     const made = keys.map((key, place) => {
       const input = make("input", {
         type: "checkbox", id: `series-${place}`, checked: !state.hidden.has(key),
@@ -285,7 +292,7 @@ const leakagePlot = (() => {
   function called(one) {
     const spot = Math.min(1, one.x.length - 1);
     const y = state.log ? Math.log10(one.y[spot]) : one.y[spot];
-    return { x: one.x[spot], y, text: one.name, showarrow: false, xanchor: "left", yanchor: "bottom", xshift: 8, font: { size: 11, color: colour("soft") } };
+    return { x: one.x[spot], y, text: one.name, showarrow: false, xanchor: "left", yanchor: "top", xshift: 8, yshift: -4, font: { size: 11, color: colour("soft") } };
   }
 
   /** What it costs: test accuracy below, on the same axis; nothing where it is not measured or is the metric itself. */
@@ -309,13 +316,15 @@ const leakagePlot = (() => {
   function layout(where, below, legend, title) {
     const [ink, soft, grid] = [colour("ink"), colour("soft"), colour("grid")];
     const phone = innerWidth < 640;
+    const drawnHeight = (phone ? 400 : 470) + (below ? 70 : 0);
+    $("#plot").style.height = `${drawnHeight + 14}px`;
     const chance = data.chance[entry(named.metric, state.metric)];
     const most = named[state.x].kind === "text" ? (phone ? 12 : 26) : 12;
     const margin = Math.max(where.step * 0.3, where.span * 0.04);
     const main = { title: { text: escaped(title), standoff: 8 }, gridcolor: grid, zeroline: false, type: state.log ? "log" : "linear", domain: below ? [0.3, 1] : [0, 1], automargin: true, nticks: 7 };
     return {
       paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)", font: { family: "system-ui, sans-serif", size: 12, color: ink },
-      margin: { l: 56, r: 14, t: 14, b: 44 }, height: (phone ? 400 : 470) + (below ? 60 : 0), hovermode: "closest", dragmode: phone ? false : "zoom",
+      margin: { l: 56, r: 14, t: 14, b: 44 }, height: drawnHeight, hovermode: "closest", dragmode: phone ? false : "zoom",
       hoverlabel: { bgcolor: colour("panel"), bordercolor: colour("line"), font: { color: ink, size: 12 }, align: "left" },
       xaxis: {
         title: { text: escaped(named[state.x].head), standoff: 6 }, tickvals: where.ticks.map(([, spot]) => spot), range: [where.least - margin, where.most + margin],

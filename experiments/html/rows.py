@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import fields
 from itertools import groupby
 from typing import Any
@@ -17,6 +17,7 @@ DIGITS = 5
 
 HEADS = {
     "accounted": "accounted ε",
+    "by": "attacker",
     "clip_norm": "clip norm",
     "defense": "defence",
     "epsilon": "ε",
@@ -24,6 +25,15 @@ HEADS = {
     "run": "run",
 }
 """What a column is called where its name does not say it."""
+
+FACTS = ("accounted", "defense")
+"""Columns of a sweep's cell that follow from others."""
+
+
+def head(name: str) -> str:
+    """What a column is called."""
+    return HEADS.get(name, name.replace("_", " "))
+
 
 REMARKS = ("note", "samples", "run", "binomial", "failure", "assumes", "inside", "source")
 """Columns that describe a number, and do not set one apart from another."""
@@ -37,8 +47,8 @@ Columns = list[dict[str, Any]]
 """A text column holds `values`, each once, and `codes` into them; one of numbers holds its `numbers`, None where there
 is none. `lengths`, where there are any, say how often each code or number stands, one after another.
 
-`missing` is what None means (∞ for an ε), `own` says that the column describes a point and not a row of it, and
-`remark` that it sets no row apart.
+`missing` is what None means (∞ for an ε), `own` says that the column describes a cell or point and not a row of it,
+and `remark` that it sets no row apart; `plotted` is for the plot alone.
 """
 
 
@@ -91,7 +101,21 @@ def of_points(records: Sequence[Values], manifest: Mapping[str, Any]) -> Columns
         about = {name: value for name, value in record.items() if not isinstance(value, list | dict)}
         own |= dict.fromkeys(name for name in point["point"] if name in about)
         lines += [about | row | {"run": point["hash"]} for row in record["rows"]]
-    return columns(lines, own=tuple(own))
+    several = sum(len({repr(line.get(name)) for line in lines}) > 1 for name in own if name != "attack") > 1
+    settings = [_setting(line, own) for line in lines]
+    if several and len(set(settings)) <= MOST_SETTINGS:
+        lines = [line | {"setting": setting} for line, setting in zip(lines, settings, strict=True)]
+    return columns(lines, own=("setting", *own))
+
+
+MOST_SETTINGS = 40
+"""As many fit on an axis."""
+
+
+def _setting(values: Mapping[str, Any], names: Iterable[str]) -> str:
+    """Everything that makes a point besides the attack, in words: "dp_sgd, ε 8"."""
+    told = [(name, values[name]) for name in names if name != "attack" and values.get(name) is not None]
+    return ", ".join(str(value) if isinstance(value, str) else f"{head(name)} {_text(value)}" for name, value in told)
 
 
 def columns(lines: Sequence[Mapping[str, Any]], own: Sequence[str]) -> Columns:
@@ -107,9 +131,11 @@ def _column(name: str, entries: Sequence[Any], own: bool) -> dict[str, Any] | No
         return None
     about = {
         "name": name,
-        "head": HEADS.get(name, name.replace("_", " ")),
+        "head": head(name),
         "own": own,
         "remark": name in REMARKS,
+        "fact": name in FACTS,
+        "plotted": name == "setting",
         "missing": "∞" if name in ("epsilon", "accounted") else "none" if own else "",
     }
     if all(isinstance(one, int | float) and not isinstance(one, bool) for one in there):

@@ -8,7 +8,7 @@ const rowsTable = (() => {
   let order = all;
 
   const shown = columns
-    .filter((column) => column.name !== "low" && column.name !== "high")
+    .filter((column) => !column.plotted && column.name !== "low" && column.name !== "high")
     .flatMap((column) => (column.name === "value" && named.low ? [column, { name: "interval", head: "95% interval", kind: "interval" }] : [column]));
 
   function ranks(column) {
@@ -143,7 +143,7 @@ const rowsTable = (() => {
     });
     form.append(make("label", { text: "Words", for: "words" }, search));
     for (const column of columns) {
-      if (column.remark || ["value", "low", "high", "ceiling", "knowledge"].includes(column.name)) continue;
+      if (column.remark || column.plotted || ["value", "low", "high", "ceiling", "knowledge"].includes(column.name)) continue;
       if (column.kind === "number" && !column.own) continue;
       const keys = distinct(column, all);
       if (keys.length < 2 || keys.length > FEW) continue;

@@ -10,8 +10,8 @@ from importlib import import_module
 from typing import Any
 
 from experiments.collect import CellResult
-from experiments.html.pictures import named
 from experiments.html import rows
+from experiments.html.pictures import named
 from experiments.html.rows import Columns
 from fl_core.views import VIEWS
 
@@ -96,9 +96,9 @@ def _number(text: str) -> float | None:
 
 @dataclass(frozen=True)
 class Attacker:
-    """An attack as it was mounted: the view that it needs, its letter where the taxonomy has one, what it was told."""
+    """Attacks that were told the same: the view that they need, their letter where the taxonomy has one, and what."""
 
-    name: str
+    names: tuple[str, ...]
     view: str
     letter: str
     knowledge: str
@@ -106,22 +106,31 @@ class Attacker:
 
 
 def attackers(columns: Columns) -> list[Attacker]:
-    """Every attack among the rows, each once with every knowledge that it was given."""
+    """Every attack among the rows, those together that share a view and were told the same."""
     texts = {column["name"]: rows.entries(column) for column in columns if column["kind"] == "text"}
     named = [texts[name] for name in ("by", "attack") if name in texts][:1]
     others = [texts.get(name) for name in ("view", "knowledge", "question")]
     if not named:
         return []
-    found: dict[tuple[str, str, str, str], list[str]] = {}
     nothing = [""] * len(named[0])
-    told = zip(named[0], *(nothing if one is None else one for one in others), strict=True)
-    for name, view, known_, question in dict.fromkeys(told):
+    told = dict.fromkeys(zip(named[0], *(nothing if one is None else one for one in others), strict=True))
+    known: dict[tuple[str, str, str, str], list[str]] = {}
+    for name, view, knowledge, question in told:
         if name:
-            letter, knowledge = _lettered(known_)
-            known = found.setdefault((name, view, letter, question), [])
-            if knowledge and knowledge not in known:
-                known.append(knowledge)
-    return [Attacker(*key[:3], _shortened(known), key[3]) for key, known in found.items()]
+            letter, words = _lettered(knowledge)
+            known.setdefault((name, view, letter, question), []).append(words)
+    alike: dict[tuple[str, str, str, str], list[str]] = {}
+    for (name, view, letter, question), all_words in known.items():
+        if name.startswith("blind"):
+            view, letter, all_words = "", "", [NOTHING]
+        alike.setdefault((view, letter, _shortened(all_words), question), []).append(name)
+    return [
+        Attacker(tuple(dict.fromkeys(names)), view, letter, words, question)
+        for (view, letter, words, question), names in alike.items()
+    ]
+
+
+NOTHING = "nothing of the target: neither the model nor an update"
 
 
 def _lettered(knowledge: str) -> tuple[str, str]:
@@ -137,7 +146,24 @@ def _shortened(knowledge: Sequence[str], most: int = 3) -> str:
 
 def views_used(columns: Columns) -> set[str]:
     """The names of the views under which anything was measured."""
-    return {value for column in columns if column["name"] == "view" for value in rows.distinct(column) if value in VIEWS}
+    return {
+        value for column in columns if column["name"] == "view" for value in rows.distinct(column) if value in VIEWS
+    }
+
+
+QUESTIONS = {
+    "membership": "was a given example among the training data (membership inference)",
+    "reconstruction": "what did the pictures behind an update look like (reconstruction)",
+    "audit": "how large must ε at least be, given what an attack told apart (audit)",
+}
+"""What the rows of a question ask."""
+
+
+def asked(columns: Columns) -> str:
+    """The questions of a sweep's rows, as one sentence."""
+    found = next(rows.distinct(column) for column in columns if column["name"] == "question")
+    told = [words for name, words in QUESTIONS.items() if name in found]
+    return f"Asked: {'; '.join(told)}. And what does it cost: test accuracy." if told else ""
 
 
 def federation(cells: Sequence[CellResult]) -> str:
@@ -146,8 +172,8 @@ def federation(cells: Sequence[CellResult]) -> str:
     replicas = config["replicas"]
     parts = [
         f"{config['clients']} clients train {_made(config['model'])} with {_made(config['algorithm'])} for "
-        f"{config['rounds']} rounds on {_made(config['data'])}: {facts['examples']:,} examples, {facts['parameters']:,} "
-        f"parameters, {len(facts['classes'])} classes, data split {_made(config['partition'])}.",
+        f"{config['rounds']} rounds on {_made(config['data'])}: {facts['examples']:,} examples, "
+        f"{facts['parameters']:,} parameters, {len(facts['classes'])} classes, data split {_made(config['partition'])}.",
         f"{replicas} independent replicas, in each of which an example is a member with a chance of "
         f"{config['membership']:g}",
     ]
