@@ -2,13 +2,16 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test lint clean setup
+.PHONY: demo test paper lint clean setup
 
 demo: setup
 	$(BIN)/python -m experiments.run experiment=leakage_vs_epsilon
 
 test: setup
 	$(BIN)/python -m pytest
+
+paper: setup
+	$(BIN)/python -m experiments.paper
 
 lint: setup
 	$(BIN)/ruff check .

@@ -4,16 +4,47 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from attacks.pictures import completed, failed, psnr
 from experiments import store
 from experiments.configuration import flat
 from experiments.population import FREE
+from experiments.reconstruction_scores import read_back
+from experiments.replicas import history_of
 from experiments.scoring import Row
+from fl_core.checkpoint import load_tensors
 from fl_core.errors import InputError
+
+Pictures = np.ndarray[Any, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Probed:
+    """Pictures of the probe round [victims, channels, height, width], in 8 bits; `found` is the attacker's choice.
+
+    `psnr` [victims] is in dB; where an attack failed it is None.
+    """
+
+    true: Pictures
+    true_labels: tuple[int, ...]
+    found: Pictures
+    found_labels: tuple[int, ...]
+    psnr: tuple[float | None, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Exposed:
+    """The examples that the headline attack finds best, in its order: [examples, channels, height, width]."""
+
+    images: Pictures
+    labels: tuple[int, ...]
+    planted: tuple[bool, ...]
 
 
 @dataclass(frozen=True)
@@ -23,7 +54,6 @@ class CellResult:
     `variant` is what sets it apart from the others besides ε, such as `attack.references=4`; empty where nothing does.
     """
 
-    folder: Path
     manifest: dict[str, Any]
     facts: dict[str, Any]
     rows: tuple[Row, ...]
@@ -31,6 +61,10 @@ class CellResult:
     audits: tuple[dict[str, Any], ...]
     vulnerable: dict[str, list[dict[str, Any]]]
     account: dict[str, Any]
+    accuracy: tuple[tuple[float, ...], ...]
+    """Test accuracy [rounds][replicas]."""
+    probed: Probed | None
+    exposed: Exposed | None
     variant: str = ""
 
     @property
@@ -70,36 +104,78 @@ class CellResult:
         return "∞" if math.isinf(self.epsilon) else f"{self.epsilon:.4g}"
 
 
-def collect(folders: Sequence[Path]) -> list[CellResult]:
-    """Load and order the cells; InputError where a stored run is missing or damaged."""
-    cells = []
-    for folder in folders:
-        run = store.load(folder)
-        try:
-            stored = run.leakage()
-            rows = tuple(Row(**row) for row in stored["rows"])
-            cells.append(
-                CellResult(
-                    folder,
-                    run.manifest,
-                    stored["cell"],
-                    rows,
-                    stored["roc"],
-                    tuple(stored["audits"]),
-                    stored["vulnerable"],
-                    stored["account"],
-                )
-            )
-        except (KeyError, TypeError, ValueError) as error:
-            raise InputError(
-                f"{folder} was written by another version of Mirage ({error}); delete it and run again"
-            ) from None
-    if not cells:
-        raise InputError("there is no stored run to report on; run a sweep first")
-    named = _variants(cells)
+def stored(folder: Path) -> dict[str, Any]:
+    """All that figures and tables need of a stored run, as plain values; InputError where it is missing or damaged."""
+    run = store.load(folder)
+    kept = {name: value for name, value in run.manifest.items() if name != "files"}
+    try:
+        leakage, (accuracy, _) = run.leakage(), history_of(store.RUNS / run.manifest["replicas"][0])
+        return {"manifest": kept, "accuracy": accuracy, "leakage": leakage, **_pictures(folder, leakage["vulnerable"])}
+    except (KeyError, TypeError, ValueError) as error:
+        raise InputError(
+            f"{folder} was written by another version of Mirage ({error}); delete it and run again"
+        ) from None
+
+
+def _pictures(folder: Path, vulnerable: Mapping[str, list[dict[str, Any]]]) -> dict[str, Any]:
+    """The pictures of a stored run: those of its probe round, and those that its headline attack finds best."""
+    truth, _ = load_tensors(folder / "truth" / "truth.safetensors")
+    shown: dict[str, Any] = {"probed": None, "exposed": None}
+    if "true_images" in truth:
+        found = read_back(load_tensors(folder / "reconstructions.safetensors")[0])
+        chosen, true = found.selected()[:, 0].numpy(), truth["true_images"].numpy()
+        likeness = zip(failed(chosen), psnr(completed(chosen), true), strict=True)
+        shown["probed"] = {
+            "true": true.tolist(),
+            "true_labels": truth["true_labels"].tolist(),
+            "found": completed(chosen).tolist(),
+            "found_labels": found.selected_labels()[:, 0].tolist(),
+            "psnr": [None if lost else float(decibels) for lost, decibels in likeness],
+        }
+    if len(truth.get("vulnerable_images", ())):
+        ranked = next(iter(vulnerable.values()))
+        shown["exposed"] = {
+            "images": truth["vulnerable_images"].tolist(),
+            "labels": truth["vulnerable_labels"].tolist(),
+            "planted": [bool(truth["canary"][one["example"]]) for one in ranked],
+        }
+    return shown
+
+
+def _cell(cell: Mapping[str, Any]) -> CellResult:
+    leakage, probed, exposed = cell["leakage"], cell["probed"], cell["exposed"]
+    return CellResult(
+        manifest=cell["manifest"],
+        facts=leakage["cell"],
+        rows=tuple(Row(**row) for row in leakage["rows"]),
+        roc=leakage["roc"],
+        audits=tuple(leakage["audits"]),
+        vulnerable=leakage["vulnerable"],
+        account=leakage["account"],
+        accuracy=tuple(map(tuple, cell["accuracy"])),
+        probed=None if probed is None else Probed(**_arrays(probed, "true", "found")),
+        exposed=None if exposed is None else Exposed(**_arrays(exposed, "images")),
+    )
+
+
+def _arrays(fields: Mapping[str, Any], *pictures: str) -> dict[str, Any]:
+    return {name: np.array(value) if name in pictures else tuple(value) for name, value in fields.items()}
+
+
+def ordered(cells: Sequence[Mapping[str, Any]]) -> list[CellResult]:
+    """The cells that `stored` made plain, in the order of a plot, each with what sets it apart."""
+    found = [_cell(cell) for cell in cells]
+    named = _variants(found)
     order = list(dict.fromkeys(named))
-    cells = [dataclasses.replace(cell, variant=name) for cell, name in zip(cells, named, strict=True)]
-    return sorted(cells, key=lambda cell: (order.index(cell.variant), cell.epsilon))
+    found = [dataclasses.replace(cell, variant=name) for cell, name in zip(found, named, strict=True)]
+    return sorted(found, key=lambda cell: (order.index(cell.variant), cell.epsilon))
+
+
+def collect(folders: Sequence[Path]) -> list[CellResult]:
+    """Load and order stored cells; InputError where one is missing or damaged, or there is none."""
+    if not folders:
+        raise InputError("there is no stored run to report on; run a sweep first")
+    return ordered([stored(folder) for folder in folders])
 
 
 def _variants(cells: Sequence[CellResult]) -> list[str]:

@@ -22,6 +22,7 @@ from matplotlib.ticker import NullLocator
 from experiments.collect import CellResult
 from experiments.scoring import Row
 from experiments.tables import headline_attack
+from fl_core.checkpoint import write_bytes
 
 STYLE = Path(__file__).parent / "mirage.mplstyle"
 # Okabe and Ito's palette: told apart by colour-blind readers; line style and marker tell them apart in grey.
@@ -286,3 +287,20 @@ def encoded(figure: Figure, kind: str) -> bytes:
     with plt.style.context(STYLE):
         figure.savefig(buffer, format=kind, metadata={"CreationDate": None} if kind == "pdf" else {"Software": None})
     return buffer.getvalue()
+
+
+KINDS = ("png", "pdf")
+
+
+def save(figure: Figure, folder: Path, name: str) -> list[str]:
+    """Write `figure` as folder/<name>.png and .pdf, close it, and return the names of the files."""
+    for kind in KINDS:
+        write_bytes(folder / f"{name}.{kind}", encoded(figure, kind))
+    plt.close(figure)
+    return [f"{name}.{kind}" for kind in KINDS]
+
+
+def remove(folder: Path, name: str) -> None:
+    """Take away what an earlier `save` wrote."""
+    for kind in KINDS:
+        (folder / f"{name}.{kind}").unlink(missing_ok=True)

@@ -13,11 +13,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
-from attacks.pictures import EXACT_DB, completed, failed, psnr
+from attacks.pictures import EXACT_DB, failed
 from experiments.collect import CellResult
 from experiments.figures import STYLE, picture
-from experiments.reconstruction_scores import read_back
-from fl_core.checkpoint import load_tensors
 from fl_core.errors import InputError
 
 Pictures = np.ndarray[Any, Any]
@@ -79,13 +77,9 @@ def _nothing(axes: Axes, size: tuple[int, ...], words: str) -> None:
     axes.set_xlabel(words)
 
 
-def captions(pictures: Pictures, truth: Pictures) -> list[str]:
-    """What to write below recovered pictures: their PSNR, or that they are exact, or that the attack failed."""
-    likeness = psnr(completed(pictures), truth)
-    return [
-        "failed" if lost else "exact" if decibels >= EXACT_DB else f"{decibels:.0f} dB"
-        for lost, decibels in zip(failed(pictures), likeness, strict=True)
-    ]
+def caption(decibels: float | None) -> str:
+    """What to write below a recovered picture: its PSNR, or that it is exact, or (None) that the attack failed."""
+    return "failed" if decibels is None else "exact" if decibels >= EXACT_DB else f"{decibels:.0f} dB"
 
 
 def reconstructions(cells: Sequence[CellResult], title: str, most: int = 8) -> Figure | None:
@@ -93,19 +87,18 @@ def reconstructions(cells: Sequence[CellResult], title: str, most: int = 8) -> F
     names = cells[0].facts["classes"]
     lines: list[Line] = []
     for cell in cells:
-        truth, _ = load_tensors(cell.folder / "truth" / "truth.safetensors")
-        stored, _ = load_tensors(cell.folder / "reconstructions.safetensors")
-        if "true_images" not in truth:
+        shown = cell.probed
+        if shown is None:
             continue
-        images, true = truth["true_images"].numpy(), [int(label) for label in truth["true_labels"]]
         if not lines:
-            lines.append(Line(title="true", pictures=images, captions=[names[label] for label in true]))
-        found = read_back(stored)
-        chosen = found.selected()[:, 0].numpy()
-        inferred = [int(label) for label in found.selected_labels()[:, 0]]
-        marks = [f"{names[mine]} {'✓' if mine == own else '✗'}" for mine, own in zip(inferred, true, strict=True)]
-        words = [f"{size}, {mark}" for size, mark in zip(captions(chosen, images), marks, strict=True)]
-        lines.append(Line(title=f"ε = {cell.label()}", pictures=chosen, captions=words))
+            lines.append(
+                Line(title="true", pictures=shown.true, captions=[names[label] for label in shown.true_labels])
+            )
+        answers = zip(shown.psnr, shown.found_labels, shown.true_labels, strict=True)
+        words = [f"{caption(size)}, {names[mine]} {'✓' if mine == own else '✗'}" for size, mine, own in answers]
+        lost = np.array([size is None for size in shown.psnr]).reshape(-1, 1, 1, 1)
+        pictures = np.where(lost, np.nan, shown.found)
+        lines.append(Line(title=f"ε = {cell.label()}", pictures=pictures, captions=words))
     if not lines:
         return None
     below = "true pictures, and what one step's update gives away; below each, the PSNR and the inferred label"

@@ -10,7 +10,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
-from experiments import report, sweep
+from experiments import sweep, sweep_paper
 from experiments.cell import build
 from experiments.execute import execute
 from experiments.studies.perform import perform
@@ -32,7 +32,7 @@ def app(config: DictConfig) -> None:
             sweep.attempt(cell, f"cell {settings.job.num + 1}{bound}", away=sweep.runs_away(settings))
         else:
             folder = execute(cell, f"{config.name}{bound}")
-            report.write([folder], config.name, config.title, command())
+            sweep_paper.write([folder], config.name, config.title, command())
 
 
 def main() -> None:

@@ -22,11 +22,11 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf
 
-from experiments import report, store
+from experiments import store, sweep_paper
 from experiments.cell import Cell, build
 from experiments.execute import execute
-from experiments.report import Failed
 from experiments.store import partial
+from experiments.sweep_paper import Failed
 from experiments.terminal import CELL_FAILED, command, one_line, one_line_errors, say
 from fl_core.checkpoint import read_json, write_json
 from fl_core.errors import InputError
@@ -163,7 +163,7 @@ def finish(plan: Plan, lost: str = "its job ended without a word") -> None:
             told = partial(store.RUNS / run) / "failed.json"
             failed.append(Failed(run=run, cell=label, error=read_json(told)["error"] if told.exists() else lost))
     if folders:
-        report.write(folders, plan.name, plan.title, command(), failed)
+        sweep_paper.write(folders, plan.name, plan.title, command(), failed)
     if failed:
         say(f"{len(failed)} of {len(failed) + len(folders)} cells failed; the same command tries them again")
         sys.exit(CELL_FAILED)

@@ -10,7 +10,6 @@ from matplotlib.figure import Figure
 from experiments.collect import CellResult
 from experiments.figures import STYLE, picture
 from experiments.tables import headline_attack
-from fl_core.checkpoint import load_tensors
 
 MOST = 8
 
@@ -21,7 +20,7 @@ def vulnerable(cells: Sequence[CellResult], title: str) -> Figure | None:
     Below a picture: its label in the run (a canary's is wrong), and its gap in units of the scores' spread.
     """
     attack = headline_attack(cells)
-    shown = [(cell, cell.vulnerable[attack][:MOST]) for cell in cells if cell.vulnerable.get(attack)]
+    shown = [(cell, cell.exposed) for cell in cells if cell.exposed is not None]
     if not shown:
         return None
     names = cells[0].facts["classes"]
@@ -29,17 +28,15 @@ def vulnerable(cells: Sequence[CellResult], title: str) -> Figure | None:
         figure, axes = plt.subplots(
             len(shown), MOST, figsize=(0.85 * MOST + 0.6, 1.02 * len(shown) + 0.5), layout="constrained", squeeze=False
         )
-        for line, (cell, ranked) in enumerate(shown):
-            truth, _ = load_tensors(cell.folder / "truth" / "truth.safetensors")
-            images, labels = truth["vulnerable_images"].numpy(), truth["vulnerable_labels"]
+        for line, (cell, exposed) in enumerate(shown):
+            ranked = cell.vulnerable[attack]
             for column in range(MOST):
                 if column >= len(ranked):
                     axes[line, column].set_visible(False)
                     continue
-                one = ranked[column]
-                planted = ", canary" if truth["canary"][one["example"]] else ""
-                words = f"“{names[int(labels[column])]}”{planted}\n{one['gap']:.1f}"
-                picture(axes[line, column], images[column], words)
+                planted = ", canary" if exposed.planted[column] else ""
+                words = f"“{names[exposed.labels[column]]}”{planted}\n{ranked[column]['gap']:.1f}"
+                picture(axes[line, column], exposed.images[column], words)
             axes[line, 0].set_ylabel(f"ε = {cell.label()}")
         figure.suptitle(
             f"{title}\nthe examples that {attack} finds best; below each, the label that it was trained with, and\n"

@@ -1,4 +1,5 @@
-"""From a study's stored runs to results/<name>/: figure.png, figure.pdf, data.csv, table.md and manifest.json.
+"""From a study's points to results/<name>/: figure.png, figure.pdf, data.csv, table.md, and the record that they are
+drawn from.
 
 Nothing is measured here. data.csv has a line for every measured number, at full precision, after its point's values.
 """
@@ -11,38 +12,49 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import matplotlib.pyplot as plt
-
-from experiments import store
-from experiments.figures import encoded
+from experiments import record, store
+from experiments.figures import save
+from experiments.record import Record
 from experiments.store import StoredRun
 from experiments.studies.base import Study, Values, make_study, rows
-from fl_core.checkpoint import read_json, write_bytes, write_json, write_text
+from fl_core.checkpoint import read_json, write_text
 from fl_core.errors import InputError
 
 FIELDS = ("hash", "point", "config", "seconds", "versions", "hardware", "revision")
 """What the manifest of a point's stored run holds."""
 
 
-def write(study: Study, config: Mapping[str, Any], runs: Sequence[str], command: str) -> Path:
+def write(config: Mapping[str, Any], runs: Sequence[str], command: str) -> Path:
     """Write results/<name>/ from stored `runs` of a study, say on the terminal what to open, and return the folder.
 
     Files are replaced one by one, each whole. Raises InputError where a stored run is missing or damaged.
     """
     stored = [store.load(store.RUNS / run, FIELDS) for run in runs]
-    records = [run.manifest["point"] | read_json(run.folder / "record.json") for run in stored]
-    out, title = store.RESULTS / str(config["name"]), str(config["title"])
-    figure = study.figure(records, title)
-    for kind in ("png", "pdf"):
-        write_bytes(out / f"figure.{kind}", encoded(figure, kind))
-    plt.close(figure)
-    table = study.table(records).strip()
-    write_text(out / "data.csv", as_csv(records))
-    write_text(out / "table.md", f"# {title}\n\n{table}\n")
-    write_json(out / "manifest.json", _manifest(config, stored, command))
-    print("\n".join([table, *store.older({run.folder: run.manifest["revision"] for run in stored}, "points")]))
+    points = [run.manifest["point"] | read_json(run.folder / "record.json") for run in stored]
+    out = store.RESULTS / str(config["name"])
+    record.write(out, _manifest(config, stored, command), points=points)
+    found = record.read(out)
+    draw(found, out)
+    told = _study(found).table(found.points).strip()
+    print("\n".join([told, *store.older({run.folder: run.manifest["revision"] for run in stored}, "points")]))
     print("Open:", *(f"  {out / file}" for file in ("figure.png", "table.md", "data.csv")), sep="\n")
     return out
+
+
+def draw(found: Record, out: Path) -> list[str]:
+    """Write the figure and tables of a study's record into `out`; returns the names of the files."""
+    study, title = _study(found), str(found.manifest["title"])
+    written = save(study.figure(found.points, title), out, "figure")
+    write_text(out / "data.csv", as_csv(found.points))
+    write_text(out / "table.md", f"# {title}\n\n{study.table(found.points).strip()}\n")
+    return [*written, "data.csv", "table.md"]
+
+
+def _study(found: Record) -> Study:
+    try:
+        return make_study(found.manifest["config"]["study"])
+    except (KeyError, TypeError):
+        raise InputError(f"the manifest of {found.manifest.get('name')} names no study; run the study again") from None
 
 
 def as_csv(records: Sequence[Values]) -> str:
@@ -68,15 +80,3 @@ def _manifest(config: Mapping[str, Any], stored: Sequence[StoredRun], command: s
         "versions": stored[0].manifest["versions"],
         "config": config,
     }
-
-
-def redraw(folder: Path, manifest: Mapping[str, Any]) -> Path:
-    """Write a study's folder again, from the stored runs that its `manifest` names."""
-    try:
-        config, command = manifest["config"], str(manifest["command"])
-        runs = [str(point["hash"]) for point in manifest["points"]]
-        study = make_study(config["study"])
-        _ = config["name"], config["title"], config["seed"]
-    except (KeyError, TypeError):
-        raise InputError(f"{folder}/manifest.json is damaged; run the study again") from None
-    return write(study, config, runs, command)

@@ -46,7 +46,7 @@ def perform(config: Mapping[str, Any], overrides: Sequence[str], command: str) -
     with progress(len(folders), done, str(config["name"]), unit="point"):
         name = str(config["name"])
         made.executor.persist(work, wanted=config["workers"], device=made.setting.device, name=name)
-    return paper.write(made.study, made.config, list(made.runs), command)
+    return paper.write(made.config, list(made.runs), command)
 
 
 def measure(config: Values, final: Path) -> None:

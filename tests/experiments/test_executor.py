@@ -21,7 +21,7 @@ import torch
 from hydra import compose, initialize_config_module
 from hydra.core.config_store import ConfigStore
 
-from experiments import execute, report, tasks
+from experiments import execute, paper, tasks
 from experiments.cell import build
 from experiments.executor import Executor, Processes, Ray
 from experiments.sweep import resolved
@@ -273,7 +273,7 @@ def test_a_failed_cell_is_put_down_and_the_sweep_goes_on_with_exit_code_3(here, 
     assert len(manifest["cells"]) == 1
     table = Path("results/single/table.md").read_text()
     assert f"- `algorithm.lr=1e+30`: {why}" in table
-    report.redraw(Path("results/single"))
+    paper.draw(Path("results/single"))
     assert Path("results/single/table.md").read_text() == table
 
 

@@ -7,11 +7,10 @@ from types import SimpleNamespace
 import matplotlib.pyplot as plt
 import numpy as np
 import pytest
-import torch
 from matplotlib.patches import Rectangle
 
-from experiments.reconstruction_figure import Line, captions, grid, reconstructions
-from fl_core.checkpoint import save_tensors
+from experiments.collect import Probed
+from experiments.reconstruction_figure import Line, caption, grid, reconstructions
 from fl_core.errors import InputError
 
 TRUTH = np.random.default_rng(0).random((4, 3, 8, 8))
@@ -33,16 +32,13 @@ def panels(figure, columns):
 
 
 def test_captions_say_exact_decibels_or_failed():
-    recovered = TRUTH.copy()
-    recovered[1] = TRUTH[1] + 0.1
-    recovered[2, 0, 0, 0] = np.nan
-    assert captions(recovered, TRUTH) == ["exact", "20 dB", "failed", "exact"]
+    assert [caption(decibels) for decibels in (np.inf, 20.4, None, 150.0)] == ["exact", "20 dB", "failed", "exact"]
 
 
 def test_a_grid_shows_lines_in_their_order_and_crosses_out_what_was_not_recovered():
     recovered = TRUTH + 2.0
     recovered[1] = np.nan
-    words = captions(recovered, TRUTH)
+    words = ["", "failed", "", ""]
     lines = [
         Line(title="true", pictures=TRUTH, captions=list("abcd")),
         Line(title="made", pictures=recovered, captions=words),
@@ -68,19 +64,18 @@ def test_a_shorter_line_leaves_its_places_empty_and_bad_lines_are_refused():
         grid([], "")
 
 
-def test_the_figure_of_a_sweep_shows_the_attackers_choice_under_the_truth_and_whether_the_label_is_right(tmp_path):
-    truth = torch.tensor(TRUTH[:, :1]).float()
-    recovered = torch.stack([truth + 0.1, truth], 1)
-    cell = SimpleNamespace(folder=tmp_path, facts={"classes": list("abcd")}, label=lambda: "8")
-    stored = {
-        "recovered": recovered, "objective": torch.tensor([[0.0, 1.0]] * 3 + [[1.0, 0.0]]),
-        "labels": torch.tensor([0, 1, 2, 0]),
-    }  # fmt: skip
-    save_tensors(tmp_path / "reconstructions.safetensors", stored)
-    save_tensors(tmp_path / "truth" / "truth.safetensors", {"true_images": truth, "true_labels": torch.arange(4)})
+def test_the_figure_of_a_sweep_shows_the_attackers_choice_under_the_truth_and_whether_the_label_is_right():
+    probed = Probed(
+        true=TRUTH,
+        true_labels=(0, 1, 2, 3),
+        found=TRUTH + 0.1,
+        found_labels=(0, 1, 2, 0),
+        psnr=(20.0, 20.0, None, np.inf),
+    )
+    cell = SimpleNamespace(probed=probed, facts={"classes": list("abcd")}, label=lambda: "8")
     first, second = panels(reconstructions([cell], "a title"), 4)
     assert [one.get_xlabel() for one in first] == list("abcd")
-    assert [one.get_xlabel() for one in second] == ["20 dB, a ✓", "20 dB, b ✓", "20 dB, c ✓", "exact, a ✗"]
+    assert [one.get_xlabel() for one in second] == ["20 dB, a ✓", "20 dB, b ✓", "failed, c ✓", "exact, a ✗"]
+    assert [hatched(one) for one in second] == [False, False, True, False]
     assert second[0].get_ylabel() == "ε = 8"
-    save_tensors(tmp_path / "truth" / "truth.safetensors", {"members": torch.ones(1)})
-    assert reconstructions([cell], "a title") is None
+    assert reconstructions([SimpleNamespace(probed=None, facts={"classes": []})], "a title") is None

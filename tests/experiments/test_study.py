@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from experiments import report, store
+from experiments import paper, store
 from tests.experiments.conftest import FILES, STUDY, SWEEP, contents
 
 
@@ -27,13 +27,19 @@ def test_the_sweep_writes_every_file_and_skips_finished_cells(here, mirage, refe
     assert not list(Path("results/runs").glob("*.partial"))
     mirage(*SWEEP, "workers=1")
     assert {path: path.stat().st_mtime_ns for path in Path("results/runs").glob("*/manifest.json")} == runs
-    for name in FILES:
-        (STUDY / name).unlink()
     assert "another revision" not in capsys.readouterr().out
     monkeypatch.setattr(store, "revision", lambda: "a later one")
-    report.redraw(STUDY)
+    for name in FILES:
+        (STUDY / name).unlink()
+    mirage(*SWEEP, "workers=1")
     assert contents() == reference
     assert "Note: 2 of 2 cells were run by another revision" in capsys.readouterr().out
+    for name in FILES:
+        (STUDY / name).unlink()
+    assert set(FILES) <= set(paper.stale(STUDY))
+    paper.draw(STUDY)
+    assert contents() == reference
+    assert not paper.stale(STUDY)
 
     damaged = next(Path("results/runs").glob("*/scores.parquet"))
     damaged.write_bytes(damaged.read_bytes()[:-9] + b"corrupted")
@@ -84,9 +90,8 @@ def test_the_lane_backend_changes_no_number_by_more_than_1e_5(here, mirage, refe
                 assert float(mine[field]) == pytest.approx(float(other[field]), abs=1e-5), (mine, other)
 
 
-def test_a_study_that_was_never_run_is_refused_in_one_line(here, capsys, monkeypatch):
-    monkeypatch.setattr(sys, "argv", ["report.py", "results/nothing"])
+def test_a_study_that_was_never_run_is_refused_in_one_line(here, capsys):
     with pytest.raises(SystemExit) as stopped:
-        report.main()
+        paper.main(["results/nothing"])
     assert stopped.value.code == 2
     assert "holds no manifest.json" in capsys.readouterr().err

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,7 +15,7 @@ from pathlib import Path
 import pytest
 from joblib.externals.loky import get_reusable_executor
 
-from experiments import report, store
+from experiments import paper, store
 from fl_core.checkpoint import read_json, write_json
 
 TARGET = "tests.experiments.studies.squares"
@@ -87,7 +88,7 @@ def test_the_files_do_not_depend_on_the_number_of_workers(here, mirage):
     assert files() == before
 
 
-def test_a_study_is_drawn_again_without_its_data_and_without_measuring(here, mirage, monkeypatch, capsys):
+def test_a_study_is_drawn_again_without_its_data_or_runs_and_without_measuring(here, mirage):
     mirage(*squares())
     before = files()
     for name in FILES:
@@ -95,12 +96,12 @@ def test_a_study_is_drawn_again_without_its_data_and_without_measuring(here, mir
     manifest = read_json(OUT / "manifest.json")
     manifest["config"]["data"]["_target_"] = "nowhere.to_be_found"
     write_json(OUT / "manifest.json", manifest)
-    monkeypatch.setattr(store, "revision", lambda: "a later one")
-    capsys.readouterr()
-    report.redraw(OUT)
+    shutil.rmtree(store.RUNS)  # as in a fresh clone
+    assert sorted(paper.stale(OUT)) == sorted(FILES)
+    paper.draw(OUT)
     assert files() == before
+    assert not paper.stale(OUT)
     assert measured() == [1, 2, 3]
-    assert "Note: 3 of 3 points were run by another revision" in capsys.readouterr().out
 
 
 def test_a_point_that_fails_ends_the_study_and_the_finished_ones_stay(here, mirage):

@@ -1,0 +1,85 @@
+"""Draw figures and tables again from what results/ keeps: `python -m experiments.paper [results/NAME ...]`.
+
+Without folders, all of results/. Nothing is trained or measured: a folder's record.json.xz and manifest.json are all
+that is read, and the same record gives the same bytes. `--check` writes nothing and says which committed files are not
+those that would be drawn now.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import sys
+import tempfile
+import zlib
+from collections.abc import Sequence
+from pathlib import Path
+
+from experiments import record, sweep_paper
+from experiments.store import RESULTS
+from experiments.studies import paper as study_paper
+from experiments.terminal import one_line_errors
+from fl_core.errors import InputError
+
+STALE = 1
+
+
+def draw(folder: Path, out: Path | None = None) -> list[str]:
+    """Draw a results folder from its record, into `out` or where it is; returns the names of the files."""
+    found = record.read(folder)
+    draw_it = sweep_paper.draw if found.cells else study_paper.draw
+    return draw_it(found, out or folder)
+
+
+def all_folders(root: Path = RESULTS) -> list[Path]:
+    """Every folder under `root` that holds a record, stored runs aside."""
+    return sorted(path.parent for path in root.rglob(record.FILE) if "runs" not in path.relative_to(root).parts)
+
+
+def stale(folder: Path) -> list[str]:
+    """The files of a results folder that differ from what its record gives, or are missing. Writes nothing there."""
+    with tempfile.TemporaryDirectory() as fresh:
+        names = draw(folder, Path(fresh))
+        return [name for name in names if not same(folder / name, Path(fresh) / name)]
+
+
+def same(old: Path, new: Path) -> bool:
+    """Whether two files have the same content: the same bytes, of a PDF after its streams are inflated.
+
+    What deflates a PDF's streams is Python's own zlib, whose output differs between builds of it.
+    """
+    if not old.is_file():
+        return False
+    before, after = old.read_bytes(), new.read_bytes()
+    return before == after or (old.suffix == ".pdf" and _inflated(before) == _inflated(after))
+
+
+def _inflated(pdf: bytes) -> list[bytes]:
+    """The streams of a PDF, without its table of offsets."""
+    return [
+        zlib.decompressobj().decompress(stream) if stream[:1] == b"\x78" else stream
+        for stream in re.findall(rb"stream\r?\n(.*?)\r?\nendstream", pdf, re.DOTALL)
+    ]
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(prog="python -m experiments.paper", description=__doc__.splitlines()[0])
+    parser.add_argument("folders", nargs="*", type=Path, help="folders that a sweep or a study wrote; none: all")
+    parser.add_argument("--check", action="store_true", help="write nothing; exit with 1 where a file is not current")
+    options = parser.parse_args(arguments)
+    with one_line_errors():
+        folders = options.folders or all_folders()
+        if not folders:
+            raise InputError(f"{RESULTS} holds no record; run a sweep first, or name a folder that one wrote")
+        if not options.check:
+            for folder in folders:
+                print(*(folder / name for name in draw(folder)), sep="\n")
+            return
+        old = [folder / name for folder in folders for name in stale(folder)]
+        print(*(f"not current: {path}" for path in old), f"{len(folders)} folders, {len(old)} stale files", sep="\n")
+        if old:
+            sys.exit(STALE)
+
+
+if __name__ == "__main__":
+    main()
