@@ -19,6 +19,7 @@ from experiments.html import alarms, pictures, rows, words
 from experiments.html.alarms import Alarm
 from experiments.html.pictures import Album
 from experiments.html.rows import Columns
+from experiments.record import Record
 from experiments.studies.base import Values
 from fl_core.errors import InputError
 
@@ -158,8 +159,10 @@ def _run(run: str, label: str, facts: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def page(content: Content, manifest: Mapping[str, Any], command: str) -> str:
-    """report.html; `command` is what draws it."""
+def page(found: Record, command: str) -> str:
+    """The page of a results folder; `command` is what draws it. InputError where Plotly is not installed."""
+    manifest = found.manifest
+    content = of_sweep(found.cells, manifest) if found.cells else of_study(found.points, manifest)
     hung, left_out = pictures.hung(content.walls, content.album)
     columns = content.columns
     names = {column["name"]: column for column in columns}
@@ -195,7 +198,7 @@ def page(content: Content, manifest: Mapping[str, Any], command: str) -> str:
         _fact(
             "measured rows",
             f"{count:,}",
-            f"by {len({name for one in known for name in one.names})} attacks and guesses",
+            f"by {attacks} attacks and guesses",
         ),
         *content.facts[2:],
     ]

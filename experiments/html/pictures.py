@@ -13,11 +13,10 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from experiments.collect import CellResult
-from experiments.reconstruction_figure import captions
-from experiments.reconstruction_scores import read_back
+from attacks.pictures import completed, failed, psnr
+from experiments.collect import CellResult, Probed
+from experiments.reconstruction_figure import caption
 from experiments.tables import headline_attack
-from fl_core.checkpoint import load_tensors
 
 Pixels = np.ndarray[Any, Any]
 
@@ -103,26 +102,23 @@ def hung(walls: Sequence[Wall], album: Album) -> tuple[list[dict[str, Any]], int
 
 def of_cells(cells: Sequence[CellResult]) -> list[Wall]:
     """What the reconstruction attack made of each cell's victims, by the attacker's own choice of a restart."""
-    walls = []
-    for cell in cells:
-        truth, _ = load_tensors(cell.folder / "truth" / "truth.safetensors")
-        stored, _ = load_tensors(cell.folder / "reconstructions.safetensors")
-        if "true_images" not in truth:
-            continue
-        found = read_back(stored)
-        images, made = truth["true_images"].numpy(), found.selected()[:, 0].numpy()
-        labels = [int(one) for one in found.selected_labels()[:, 0]]
-        names = cell.facts["classes"]
-        pairs = [
-            Pair(
-                truth=image, found=one, words=f"{words}, label “{names[true]}” {'found' if true == mine else 'missed'}"
-            )
-            for image, one, words, true, mine in zip(
-                images, made, captions(made, images), truth["true_labels"].tolist(), labels, strict=True
-            )
-        ]
-        walls.append(Wall(label=named(cell), run=cell.manifest["hash"], pairs=pairs))
-    return walls
+    return [
+        Wall(label=named(cell), run=cell.manifest["hash"], pairs=_pairs(cell.probed, cell.facts["classes"]))
+        for cell in cells
+        if cell.probed is not None
+    ]
+
+
+def _pairs(shown: Probed, names: Sequence[str]) -> list[Pair]:
+    found = zip(shown.true, shown.found, shown.psnr, shown.true_labels, shown.found_labels, strict=True)
+    return [
+        Pair(
+            truth=truth,
+            found=made if size is not None else np.full_like(made, np.nan),
+            words=f"{caption(size)}, label “{names[label]}” {'found' if label == inferred else 'missed'}",
+        )
+        for truth, made, size, label, inferred in found
+    ]
 
 
 def named(cell: CellResult) -> str:
@@ -139,14 +135,12 @@ def exposed(cells: Sequence[CellResult], album: Album) -> list[dict[str, Any]]:
     first = headline_attack(cells)
     made = []
     for cell in cells:
-        truth, _ = load_tensors(cell.folder / "truth" / "truth.safetensors")
-        names = cell.facts["classes"]
-        kept = {
-            one["example"]: (album.add(image.numpy()), names[int(label)], int(truth["canary"][one["example"]]))
-            for one, image, label in zip(
-                cell.vulnerable.get(first, ()), truth["vulnerable_images"], truth["vulnerable_labels"], strict=False
-            )
-        }
+        names, shown = cell.facts["classes"], cell.exposed
+        kept: dict[int, tuple[int | None, str, int]] = {}
+        if shown is not None:
+            examples = [one["example"] for one in cell.vulnerable[first]]
+            for example, image, label, planted in zip(examples, shown.images, shown.labels, shown.planted, strict=True):
+                kept[example] = album.add(image), names[label], int(planted)
         for attack, ranked in cell.vulnerable.items():
             items = [[one["example"], float(f"{one['gap']:.3g}"), *kept.get(one["example"], ())] for one in ranked]
             made.append({"cell": named(cell), "run": cell.manifest["hash"], "attack": attack, "items": items})
@@ -170,7 +164,8 @@ def of_record(record: Mapping[str, Any], label: str, run: str) -> list[Wall]:
             if true is None or true.shape != made.shape:
                 pairs = [Pair(truth=None, found=one, words="") for one in made]
             else:
-                words = captions(made, true)
+                lost, decibels = failed(made), psnr(completed(made), true)
+                words = [caption(None if no else float(size)) for no, size in zip(lost, decibels, strict=True)]
                 pairs = [Pair(truth=t, found=f, words=w) for t, f, w in zip(true, made, words, strict=True)]
             walls.append(Wall(label=shown, run=run, pairs=pairs))
     return walls

@@ -96,7 +96,8 @@ def _bounds(cell: CellResult) -> list[tuple[Row, dict[str, float | None]]]:
 
 def of_points(records: Sequence[Values], manifest: Mapping[str, Any]) -> Columns:
     """A study's rows, point by point, each with its point's plain values and the hash of the point's run."""
-    lines, own = [], dict.fromkeys(())
+    lines: list[Values] = []
+    own: dict[str, None] = {}
     for record, point in zip(records, manifest["points"], strict=True):
         about = {name: value for name, value in record.items() if not isinstance(value, list | dict)}
         own |= dict.fromkeys(name for name in point["point"] if name in about)

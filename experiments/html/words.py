@@ -173,7 +173,8 @@ def federation(cells: Sequence[CellResult]) -> str:
     parts = [
         f"{config['clients']} clients train {_made(config['model'])} with {_made(config['algorithm'])} for "
         f"{config['rounds']} rounds on {_made(config['data'])}: {facts['examples']:,} examples, "
-        f"{facts['parameters']:,} parameters, {len(facts['classes'])} classes, data split {_made(config['partition'])}.",
+        f"{facts['parameters']:,} parameters, {len(facts['classes'])} classes, "
+        f"data split {_made(config['partition'])}.",
         f"{replicas} independent replicas, in each of which an example is a member with a chance of "
         f"{config['membership']:g}",
     ]
