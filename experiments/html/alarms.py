@@ -41,7 +41,7 @@ class Alarm:
 
 def of_cells(cells: Sequence[CellResult], failed: Sequence[Mapping[str, str]]) -> list[Alarm]:
     """Those of a sweep; `failed` cells are those of its manifest."""
-    found = [Alarm("broken", line.removeprefix("ALARM ").capitalize()) for line in collect.alarms(cells)]
+    found = [Alarm("broken", line.removeprefix("ALARM ")) for line in collect.alarms(cells)]
     found += [Alarm("failed", f"{one['cell']}: {one['error']}") for one in failed]
     worse: dict[str, list[str]] = {}
     for cell in cells:
@@ -112,12 +112,11 @@ def _contradictions(record: Values) -> Iterator[str]:
     """Audits of a point whose bound is above the ε that it accounts for."""
     for row in record["rows"]:
         accounted = row.get("accounted", record.get("accounted"))
-        if row.get("metric") != "epsilon" or accounted is None or row["value"] is None:
-            continue
-        if row["value"] > accounted:
+        bound = row.get("value")
+        if row.get("metric") == "epsilon" and None not in (accounted, bound) and bound > accounted:
             who = row.get("auditor", row.get("attack", "an audit"))
             yield (
-                f"{who} shows ε ≥ {row['value']:.3g}, above the accounted {accounted:.3g}; the accounting, the "
+                f"{who} shows ε ≥ {bound:.3g}, above the accounted {accounted:.3g}; the accounting, the "
                 "mechanism or the audit is broken"
             )
 

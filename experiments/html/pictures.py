@@ -16,7 +16,6 @@ from torch import Tensor
 from attacks.pictures import completed, failed, psnr
 from experiments.collect import CellResult, Probed
 from experiments.reconstruction_figure import caption
-from experiments.tables import headline_attack
 
 Pixels = np.ndarray[Any, Any]
 
@@ -132,10 +131,10 @@ def exposed(cells: Sequence[CellResult], album: Album) -> list[dict[str, Any]]:
     An item is the example's number and its gap; where the run keeps its picture, that one's number in the album (None
     where it found no room), the label that it was trained with, and 1 for a canary.
     """
-    first = headline_attack(cells)
     made = []
     for cell in cells:
         names, shown = cell.facts["classes"], cell.exposed
+        first = next((attack for attack in cell.attacks() if attack in cell.vulnerable), "")
         kept: dict[int, tuple[int | None, str, int]] = {}
         if shown is not None:
             examples = [one["example"] for one in cell.vulnerable[first]]

@@ -71,7 +71,8 @@ const leakagePlot = (() => {
       if (!found.has(key)) found.set(key, { base, own, rows: [], blind });
       found.get(key).rows.push(row);
     }
-    return named_(by, [...found.values()].sort((a, b) => a.blind - b.blind));
+    const order = by ? distinct(by, among) : [0];
+    return named_(by, [...found.values()].sort((a, b) => a.blind - b.blind || order.indexOf(a.base) - order.indexOf(b.base)));
   }
 
   /** Each series gets a name: its own key, and of the other fields those that tell it from its namesakes. */

@@ -101,7 +101,7 @@ def of_points(records: Sequence[Values], manifest: Mapping[str, Any]) -> Columns
     for record, point in zip(records, manifest["points"], strict=True):
         about = {name: value for name, value in record.items() if not isinstance(value, list | dict)}
         own |= dict.fromkeys(name for name in point["point"] if name in about)
-        lines += [about | row | {"run": point["hash"]} for row in record["rows"]]
+        lines += [{"metric": "value"} | about | row | {"run": point["hash"]} for row in record["rows"]]
     several = sum(len({repr(line.get(name)) for line in lines}) > 1 for name in own if name != "attack") > 1
     settings = [_setting(line, own) for line in lines]
     if several and len(set(settings)) <= MOST_SETTINGS:
