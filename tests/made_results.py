@@ -59,8 +59,8 @@ def cell(
                 )  # fmt: skip
     low, high = reached - 0.01, reached + 0.01
     rows.append(
-        Row(question="utility", attack="", view="", knowledge="", group="test", metric="accuracy", value=reached, low=low,
-            high=high, samples="24 replicas")
+        Row(question="utility", attack="", view="", knowledge="", group="test", metric="accuracy", value=reached,
+            low=low, high=high, samples="24 replicas")
     )  # fmt: skip
     told = "B: the update, the model"
     rows.append(

@@ -26,7 +26,6 @@ from fl_core.errors import InputError
 HERE = Path(__file__).parent
 SCRIPTS = ("core.js", "table.js", "plot.js", "pictures.js")
 """What runs before the page answers; `last.js` then has Plotly read."""
-STYLES = ("base.css", "report.css")
 PICTURES = 3_000_000
 """Characters that the pictures of a page may take together."""
 
@@ -149,7 +148,9 @@ def _alarm_fact(found: Sequence[Alarm]) -> dict[str, str]:
 
 
 def _run(run: str, label: str, facts: Mapping[str, Any]) -> dict[str, Any]:
-    hardware = ", ".join(str(value) for value in (facts.get("hardware") or {}).values())
+    held = facts.get("hardware") or {}
+    cores = [f"{held['cores']} cores"] if "cores" in held else []
+    hardware = ", ".join([*(str(held[name]) for name in ("gpu", "processor") if name in held), *cores])
     return {
         "hash": run,
         "label": label,
@@ -207,7 +208,7 @@ def page(found: Record, command: str) -> str:
             policy=_policy([script, plotly, last]),
             title=manifest["title"],
             name=f"results/{manifest['name']}",
-            styles=Markup("".join((HERE / name).read_text() for name in STYLES)),
+            styles=Markup(pictures.BASE.read_text() + (HERE / "report.css").read_text()),
             facts=facts,
             sections={key: told for key, told in sections.items() if told},
             alarms=content.alarms,
@@ -245,7 +246,7 @@ def _circumstances(manifest: Mapping[str, Any], runs: Sequence[Mapping[str, Any]
     return {
         "seed": str(manifest["seed"]),
         "seconds, all runs": f"{manifest['seconds']:,}",
-        "hardware (processor, cores)": "; ".join(hardware),
+        "hardware": "; ".join(hardware),
         "code revision": ", ".join(revisions),
         **{name: str(version) for name, version in manifest["versions"].items()},
     }

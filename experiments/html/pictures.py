@@ -6,6 +6,7 @@ import base64
 import io
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,9 @@ from torch import Tensor
 from attacks.pictures import completed, failed, psnr
 from experiments.collect import CellResult, Probed
 from experiments.reconstruction_figure import caption
+
+BASE = Path(__file__).with_name("base.css")
+"""What all of Mirage's pages look like."""
 
 Pixels = np.ndarray[Any, Any]
 

@@ -116,10 +116,21 @@ const leakagePlot = (() => {
       const open = distinct(by, rows).filter((key) => !isBlind(String(entry(by, key))));
       open.slice(COLOURS.length).forEach((key) => state.hidden.add(key));
     }
-    for (const column of splitting(chosen()).reverse()) {
-      if (grouped(chosen()).length <= CALM) break;
+    calm(by);
+  }
+
+  /** Fixes fields until few series are left: each time the one whose commonest value leaves the most colours. */
+  function calm(by) {
+    while (grouped(chosen()).length > CALM) {
       const visible = chosen().filter((row) => !by || !state.hidden.has(by.key(row)));
-      state.fields[column.name] = commonest(column, visible);
+      const options = splitting(visible).reverse().map((column) => {
+        const key = commonest(column, visible);
+        const left = visible.filter((row) => column.key(row) === key);
+        return { column, key, colours: by ? distinct(by, left).length : 1 };
+      });
+      if (!options.length) return;
+      const best = options.reduce((most, one) => (one.colours > most.colours ? one : most));
+      state.fields[best.column.name] = best.key;
     }
   }
 
