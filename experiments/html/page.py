@@ -24,7 +24,7 @@ from experiments.studies.base import Values
 from fl_core.errors import InputError
 
 HERE = Path(__file__).parent
-SCRIPTS = ("core.js", "table.js", "plot.js", "pictures.js")
+SCRIPTS = ("core.js", "table.js", "axis.js", "plot.js", "pictures.js")
 """What runs before the page answers; `last.js` then has Plotly read."""
 PICTURES = 3_000_000
 """Characters that the pictures of a page may take together."""

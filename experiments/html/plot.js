@@ -16,7 +16,7 @@ const leakagePlot = (() => {
   const dimensions = columns.filter(
     (column) => !column.remark && !column.fact && !NOT_DIMENSIONS.includes(column.name) && (column.kind === "text" || column.own),
   );
-  const state = { metric: metrics[0], x: data.x, by: "", fields: {}, hidden: new Set(), log: false };
+  const state = { metric: metrics[0], x: data.x, by: "", fields: {}, hidden: new Set(), order: [], log: false };
   let rows = []; // those of the metric
 
   const isBlind = (text) => /^blind/.test(text);
@@ -100,7 +100,9 @@ const leakagePlot = (() => {
   }
 
   function startBy() {
-    const possible = dimensions.filter((column) => column.name !== state.x && varied(column, rows));
+    const varying = dimensions.filter((column) => column.name !== state.x && varied(column, rows));
+    const free = varying.filter((column) => !follows(column, named[state.x], rows));
+    const possible = free.length ? free : varying;
     if (!possible.some((column) => column.name === state.by)) {
       state.by = FAVOURED.find((name) => possible.some((column) => column.name === name)) ?? possible[0]?.name ?? "";
     }
@@ -112,11 +114,24 @@ const leakagePlot = (() => {
       state.fields.group = groups.find((key) => entry(group, key) === "canary") ?? groups[0];
     }
     const by = named[state.by];
-    if (by) {
-      const open = distinct(by, rows).filter((key) => !isBlind(String(entry(by, key))));
-      open.slice(COLOURS.length).forEach((key) => state.hidden.add(key));
-    }
+    state.order = by ? telling(by) : [];
+    state.order.slice(COLOURS.length).forEach((key) => state.hidden.add(key));
     calm(by);
+  }
+
+  /** The keys of `by`, blind ones aside: the highest value of each view first, then the second ones, and so on. */
+  function telling(by) {
+    const best = new Map();
+    for (const row of chosen()) best.set(by.key(row), Math.max(best.get(by.key(row)) ?? -Infinity, at("value", row)));
+    const view = new Map(rows.map((row) => [by.key(row), at("view", row)]));
+    const open = distinct(by, rows).filter((key) => !isBlind(String(entry(by, key))) && best.has(key));
+    open.sort((a, b) => best.get(b) - best.get(a));
+    const seen = new Map();
+    const turns = new Map(open.map((key) => {
+      seen.set(view.get(key), (seen.get(view.get(key)) ?? 0) + 1);
+      return [key, seen.get(view.get(key))];
+    }));
+    return open.sort((a, b) => turns.get(a) - turns.get(b));
   }
 
   /** Fixes fields until few series are left: each time the one whose commonest value leaves the most colours. */
@@ -196,50 +211,21 @@ const leakagePlot = (() => {
     draw();
   }
 
+  /** The place of a key among those that have a colour of their own; below 0 for a blind baseline. */
   function place(key) {
     const by = named[state.by];
-    return by ? distinct(by, rows).filter((one) => !isBlind(String(entry(by, one)))).indexOf(key) : 0;
+    if (!by) return 0;
+    if (isBlind(String(entry(by, key)))) return -1;
+    if (!state.order.includes(key)) state.order.push(key);
+    return state.order.indexOf(key);
   }
 
   function paint(key) {
-    const at_ = place(key);
-    return at_ < 0 ? "#8a8a90" : COLOURS[at_ % COLOURS.length];
+    const spot = place(key);
+    return spot < 0 ? "#8a8a90" : COLOURS[spot % COLOURS.length];
   }
 
   // The plot
-
-  /** Where each key of x stands, and the ticks: numbers by size (by their logarithm where they span much), none last. */
-  function standing(column, among) {
-    const keys = distinct(column, among);
-    const spots = new Map();
-    const finite = column.kind === "number" ? keys.filter((key) => key !== null) : [];
-    if (column.kind === "text" || !finite.length) keys.forEach((key, number_) => spots.set(key, number_));
-    else {
-      const spread = finite[0] > 0 && finite.at(-1) / finite[0] >= 20;
-      const scale = spread ? Math.log10 : (value) => value;
-      finite.forEach((key) => spots.set(key, scale(key)));
-      const span = scale(finite.at(-1)) - scale(finite[0]) || 1;
-      if (keys.includes(null)) spots.set(null, scale(finite.at(-1)) + span * Math.max(0.14, 1 / (2 * finite.length)));
-    }
-    const positions = [...spots.values()];
-    const span = Math.max(...positions) - Math.min(...positions) || 1;
-    let last = -Infinity;
-    const ticks = [...spots].filter(([key, position]) => {
-      const room = key === null || position - last >= (column.kind === "text" ? 0 : span / 24);
-      if (room) last = position;
-      return room;
-    });
-    const apart = ticks.slice(1).map(([, position], one) => position - ticks[one][1]);
-    return { spots, ticks, span, step: Math.min(...apart, span), least: Math.min(...positions), most: Math.max(...positions) };
-  }
-
-  function escaped(text) {
-    return String(text).replaceAll("&", "&amp;").replaceAll("<", "&lt;").replaceAll(">", "&gt;");
-  }
-
-  function cut(text, most) {
-    return text.length > most ? `${text.slice(0, most - 1)}…` : text;
-  }
 
   /** What hovering over a point says. */
   function card(row, name) {
@@ -331,8 +317,9 @@ const leakagePlot = (() => {
     const drawnHeight = (phone ? 400 : 470) + (below ? 70 : 0);
     $("#plot").style.height = `${drawnHeight + 14}px`;
     const chance = data.chance[entry(named.metric, state.metric)];
-    const most = named[state.x].kind === "text" ? (phone ? 12 : 26) : 12;
-    const margin = Math.max(where.step * 0.3, where.span * 0.04);
+    const few = where.ticks.length <= (phone ? 3 : 8);
+    const label = (text) => (few ? wrapped(text, phone ? 14 : 22) : escaped(cut(text, phone ? 12 : 26)));
+    const margin = Math.max(where.step * (named[state.x].kind === "text" ? 0.55 : 0.3), where.span * 0.04);
     const main = { title: { text: escaped(title), standoff: 8 }, gridcolor: grid, zeroline: false, type: state.log ? "log" : "linear", domain: below ? [0.3, 1] : [0, 1], automargin: true, nticks: 7 };
     return {
       paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)", font: { family: "system-ui, sans-serif", size: 12, color: ink },
@@ -340,7 +327,7 @@ const leakagePlot = (() => {
       hoverlabel: { bgcolor: colour("panel"), bordercolor: colour("line"), font: { color: ink, size: 12 }, align: "left" },
       xaxis: {
         title: { text: escaped(named[state.x].head), standoff: 6 }, tickvals: where.ticks.map(([, spot]) => spot), range: [where.least - margin, where.most + margin],
-        ticktext: where.ticks.map(([key]) => escaped(cut(entry(named[state.x], key), most))), gridcolor: grid, zeroline: false, automargin: true, anchor: below ? "y2" : "y",
+        ticktext: where.ticks.map(([key]) => label(entry(named[state.x], key))), gridcolor: grid, zeroline: false, automargin: true, anchor: below ? "y2" : "y",
       },
       yaxis: main, ...(below ? { yaxis2: { title: { text: "accuracy", font: { color: soft } }, domain: [0, 0.19], gridcolor: grid, zeroline: false, rangemode: "tozero", nticks: 4, automargin: true } } : {}),
       showlegend: legend, legend: { orientation: "h", yanchor: "bottom", y: 1.02, x: 0, font: { size: 11 } },
@@ -348,7 +335,7 @@ const leakagePlot = (() => {
     };
   }
 
-  const config = { responsive: true, displaylogo: false, modeBarButtonsToRemove: ["select2d", "lasso2d", "autoScale2d"], toImageButtonOptions: { format: "svg", filename: "leakage" } };
+  const config = { responsive: true, displaylogo: false, modeBarButtons: [["toImage", "zoom2d", "pan2d", "zoomIn2d", "zoomOut2d", "resetScale2d"]], toImageButtonOptions: { format: "svg", filename: "leakage" } };
 
   function draw() {
     if (!window.Plotly) return; // it is called again when Plotly is there

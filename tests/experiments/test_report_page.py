@@ -36,7 +36,8 @@ def browser() -> Iterator[Browser]:
     found = next(filter(None, map(shutil.which, CHROMIUM)), None)
     if found is None:
         pytest.fail(
-            "no Chromium here to test the report with; Debian: apt-get install chromium (or set MIRAGE_NO_BROWSER=1)"
+            "no Chromium here to test the report with; Debian: apt-get install chromium (or set MIRAGE_NO_BROWSER=1)",
+            pytrace=False,
         )
     with sync_playwright() as playwright:
         started = playwright.chromium.launch(executable_path=found, args=["--no-sandbox"])
@@ -144,7 +145,7 @@ def test_what_the_views_are_is_told_of_every_view():
 
 
 def test_the_threat_model_and_the_statements_are_on_the_page(opened, sweep_path):
-    page = opened(sweep_path)
+    page = opened(sweep_path, drawn=False)
     told = page.locator("#question").inner_text()
     for part in ("5 clients train model", "an honest-but-curious server", "shadow replicas on the same distribution"):
         assert part in told
@@ -211,7 +212,7 @@ def test_hovering_gives_the_value_its_interval_the_attack_and_the_run(opened, sw
 
 
 def test_rows_are_sorted_and_filtered(opened, sweep_path):
-    page = opened(sweep_path)
+    page = opened(sweep_path, drawn=False)
     assert "of 696" in page.locator("#rows-status").inner_text()
     value = page.locator("#rows th", has_text="value")
     page.locator("#rows th button", has_text="value").click()
@@ -246,7 +247,7 @@ def test_rows_are_sorted_and_filtered(opened, sweep_path):
 
 
 def test_the_table_is_turned_page_by_page(opened, sweep_path):
-    page = opened(sweep_path)
+    page = opened(sweep_path, drawn=False)
     first = cells_of(page, "value")
     page.click("button[aria-label='Next page']")
     assert page.locator("#rows-status").inner_text() == "rows 26–50 of 696"
@@ -260,7 +261,7 @@ def test_the_table_is_turned_page_by_page(opened, sweep_path):
 
 
 def test_a_slider_moves_between_the_true_and_the_recovered_picture(opened, sweep_path):
-    page = opened(sweep_path)
+    page = opened(sweep_path, drawn=False)
     stack = page.locator("#wall .stack").nth(1)
     assert (
         stack.evaluate("(one) => getComputedStyle(one.querySelector('img + img')).clipPath") == "inset(0px 0px 0px 50%)"
@@ -282,7 +283,7 @@ def test_a_slider_moves_between_the_true_and_the_recovered_picture(opened, sweep
 
 
 def test_the_most_exposed_examples_are_those_of_the_chosen_cell_and_attack(opened, sweep_path):
-    page = opened(sweep_path)
+    page = opened(sweep_path, drawn=False)
     page.select_option("#exposed-cell", label="clip, ε = 8")
     found = page.locator("#exposed-wall figcaption").all_inner_texts()
     assert found[0] == "9 · no. 10 “zero”, canary"
@@ -349,7 +350,7 @@ def test_everything_is_done_with_the_keyboard_alone(opened, sweep_path):
 
 
 def test_every_control_has_a_name(opened, sweep_path):
-    page = opened(sweep_path)
+    page = opened(sweep_path, drawn=False)
     nameless = page.evaluate(
         """[...document.querySelectorAll('select, input, button, summary, [tabindex="0"]')].filter((one) =>
           !(one.getAttribute('aria-label') || one.getAttribute('aria-labelledby') || one.labels?.[0]?.textContent ||
@@ -415,7 +416,7 @@ def test_a_label_that_is_a_script_is_only_text(opened, tmp_path):
 def test_a_script_that_is_not_the_pages_own_does_not_run(opened, tmp_path, sweep_path):
     path = tmp_path / "report.html"
     path.write_text(sweep_path.read_text().replace("</main>", "<script>window.hacked = 1</script></main>"))
-    page = opened(path)
+    page = opened(path, drawn=False)
     assert page.evaluate("window.hacked") is None
     (refused,) = opened.problems
     assert "Content Security Policy" in refused
@@ -442,6 +443,8 @@ def test_five_hundred_cells_open_within_two_seconds_and_fit_in_fifteen_megabytes
         session.send("Performance.enable")
         metrics = {one["name"]: one["value"] for one in session.send("Performance.getMetrics")["metrics"]}
         spent.append(metrics["ThreadTime"])
+        if answered[-1] < 2 and spent[-1] < 2:
+            break
     assert min(answered) < 2, f"it answered after {answered} s"
     assert min(spent) < 2, f"{spent} s of a core until the plot, too, is drawn"
 
@@ -479,7 +482,9 @@ def test_a_study_has_alarms_of_its_own():
 
 def test_alarms_stand_at_the_head_of_the_page(opened, tmp_path):
     failed = ({"run": made.hash_of(9), "cell": "defense.epsilon=3", "error": "the worker died"},)
-    page = opened(made.written(made.sweep([made.cell(0, 1.0, bound=2.5, blind=0.9)], failed=failed), tmp_path))
+    page = opened(
+        made.written(made.sweep([made.cell(0, 1.0, bound=2.5, blind=0.9)], failed=failed), tmp_path), drawn=False
+    )
     told = page.locator("#alarms li").all_inner_texts()
     assert told[0].startswith("CONTRADICTION")
     assert told[1] == "FAILED defense.epsilon=3: the worker died"
