@@ -45,33 +45,48 @@ def browser() -> Iterator[Browser]:
         started.close()
 
 
+def open_page(
+    browser: Browser, path: Path, problems: list[str], *, width: int = 1280, drawn: bool = True, **options: Any
+) -> Page:
+    """A page from disk; what it complains about, and what it asks of a network, is added to `problems`."""
+    page = browser.new_context(viewport={"width": width, "height": 900}, **options).new_page()
+    page.set_default_timeout(20_000)
+    page.on("console", lambda message: problems.append(f"{message.type}: {message.text}"))
+    page.on("pageerror", lambda error: problems.append(str(error)))
+    page.on("request", lambda request: problems.extend(asked(request.url)))
+    page.goto(path.as_uri())
+    page.wait_for_selector("html[data-drawn]" if drawn else "html[data-ready]", state="attached")
+    return page
+
+
+def asked(address: str) -> list[str]:
+    return [] if address.startswith(("file:", "data:", "blob:")) else [f"asked for {address}"]
+
+
 @pytest.fixture
 def opened(browser) -> Iterator[Callable[..., Page]]:
-    """Opens a page from disk; in the end nothing may have been asked of a network, and nothing complained about."""
+    """Opens pages of its own; in the end nothing may have been asked of a network, and nothing complained about."""
     problems: list[str] = []
-    contexts = []
+    pages = []
 
-    def open_(path: Path, *, width: int = 1280, drawn: bool = True, **options: Any) -> Page:
-        context = browser.new_context(viewport={"width": width, "height": 900}, **options)
-        contexts.append(context)
-        page = context.new_page()
-        page.set_default_timeout(20_000)
-        page.on("console", lambda message: problems.append(f"{message.type}: {message.text}"))
-        page.on("pageerror", lambda error: problems.append(str(error)))
-        page.on(
-            "request",
-            lambda request: (
-                None if request.url.startswith(("file:", "data:", "blob:")) else problems.append(request.url)
-            ),
-        )
-        page.goto(path.as_uri())
-        page.wait_for_selector("html[data-drawn]" if drawn else "html[data-ready]", state="attached")
-        return page
+    def open_(path: Path, **options: Any) -> Page:
+        pages.append(open_page(browser, path, problems, **options))
+        return pages[-1]
 
     open_.problems = problems
     yield open_
-    for context in contexts:
-        context.close()
+    for page in pages:
+        page.context.close()
+    assert problems == []
+
+
+@pytest.fixture(scope="module")
+def sweep_page(browser, sweep_path) -> Iterator[Page]:
+    """The sweep's page, for tests that look at a part of it that no other one changes."""
+    problems: list[str] = []
+    page = open_page(browser, sweep_path, problems)
+    yield page
+    page.context.close()
     assert problems == []
 
 
@@ -144,8 +159,8 @@ def test_what_the_views_are_is_told_of_every_view():
     assert dlg().letter in "ABCDEFGH"
 
 
-def test_the_threat_model_and_the_statements_are_on_the_page(opened, sweep_path):
-    page = opened(sweep_path, drawn=False)
+def test_the_threat_model_and_the_statements_are_on_the_page(sweep_page):
+    page = sweep_page
     told = page.locator("#question").inner_text()
     for part in ("5 clients train model", "an honest-but-curious server", "shadow replicas on the same distribution"):
         assert part in told
@@ -160,8 +175,8 @@ def test_the_threat_model_and_the_statements_are_on_the_page(opened, sweep_path)
 # Its controls
 
 
-def test_each_control_of_the_plot_changes_what_it_should(opened, sweep_path):
-    page = opened(sweep_path)
+def test_each_control_of_the_plot_changes_what_it_should(sweep_page):
+    page = sweep_page
     assert page.evaluate(f"{LAYOUT}.yaxis.title.text") == "AUC"
     assert names(page)[:3] == ["LiRA · clip", "LiRA · secagg", "RMIA · clip"]
     page.select_option("#plot-variant", label="clip")
@@ -211,8 +226,8 @@ def test_hovering_gives_the_value_its_interval_the_attack_and_the_run(opened, sw
     assert row[-1] == made.hash_of(0)
 
 
-def test_rows_are_sorted_and_filtered(opened, sweep_path):
-    page = opened(sweep_path, drawn=False)
+def test_rows_are_sorted_and_filtered(sweep_page):
+    page = sweep_page
     assert "of 696" in page.locator("#rows-status").inner_text()
     value = page.locator("#rows th", has_text="value")
     page.locator("#rows th button", has_text="value").click()
@@ -246,8 +261,8 @@ def test_rows_are_sorted_and_filtered(opened, sweep_path):
     assert "of 696" in page.locator("#rows-status").inner_text()
 
 
-def test_the_table_is_turned_page_by_page(opened, sweep_path):
-    page = opened(sweep_path, drawn=False)
+def test_the_table_is_turned_page_by_page(sweep_page):
+    page = sweep_page
     first = cells_of(page, "value")
     page.click("button[aria-label='Next page']")
     assert page.locator("#rows-status").inner_text() == "rows 26–50 of 696"
@@ -260,8 +275,8 @@ def test_the_table_is_turned_page_by_page(opened, sweep_path):
     assert page.locator("#rows tbody tr").count() == 100
 
 
-def test_a_slider_moves_between_the_true_and_the_recovered_picture(opened, sweep_path):
-    page = opened(sweep_path, drawn=False)
+def test_a_slider_moves_between_the_true_and_the_recovered_picture(sweep_page):
+    page = sweep_page
     stack = page.locator("#wall .stack").nth(1)
     assert (
         stack.evaluate("(one) => getComputedStyle(one.querySelector('img + img')).clipPath") == "inset(0px 0px 0px 50%)"
@@ -282,8 +297,8 @@ def test_a_slider_moves_between_the_true_and_the_recovered_picture(opened, sweep
     assert made.hash_of(1) in page.locator("#gallery-controls").inner_text()
 
 
-def test_the_most_exposed_examples_are_those_of_the_chosen_cell_and_attack(opened, sweep_path):
-    page = opened(sweep_path, drawn=False)
+def test_the_most_exposed_examples_are_those_of_the_chosen_cell_and_attack(sweep_page):
+    page = sweep_page
     page.select_option("#exposed-cell", label="clip, ε = 8")
     found = page.locator("#exposed-wall figcaption").all_inner_texts()
     assert found[0] == "9 · no. 10 “zero”, canary"
@@ -349,8 +364,8 @@ def test_everything_is_done_with_the_keyboard_alone(opened, sweep_path):
     assert page.locator("#wall .stack").first.evaluate("(one) => one.style.getPropertyValue('--cut')") == "49%"
 
 
-def test_every_control_has_a_name(opened, sweep_path):
-    page = opened(sweep_path, drawn=False)
+def test_every_control_has_a_name(sweep_page):
+    page = sweep_page
     nameless = page.evaluate(
         """[...document.querySelectorAll('select, input, button, summary, [tabindex="0"]')].filter((one) =>
           !(one.getAttribute('aria-label') || one.getAttribute('aria-labelledby') || one.labels?.[0]?.textContent ||
