@@ -53,6 +53,7 @@ class _Parser(argparse.ArgumentParser):
 
 
 def parser() -> argparse.ArgumentParser:
+    """The command's options; they say what they mean themselves."""
     made = _Parser(prog="python -m experiments.secagg_demo", description=__doc__.splitlines()[0])
     made.add_argument("--clients", type=int, default=8, help="processes (8)")
     made.add_argument("--length", type=int, default=1000, help="words of a vector (1000)")

@@ -27,10 +27,12 @@ def write_bytes(path: Path, data: bytes) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
+    """Write a file whole or not at all, as UTF-8."""
     write_bytes(path, text.encode())
 
 
 def write_json(path: Path, value: Any) -> None:
+    """Write a value as JSON with sorted names, whole or not at all; `read_json` takes it back."""
     write_text(path, json.dumps(value, indent=2, sort_keys=True) + "\n")
 
 
@@ -69,4 +71,5 @@ def _brief(error: Exception) -> str:
 
 
 def all_finite(tensors: dict[str, Tensor]) -> bool:
+    """Whether no entry is NaN or infinite."""
     return all(bool(torch.isfinite(value).all()) for value in tensors.values())

@@ -38,6 +38,7 @@ MOST_EXAMPLES = 512
 
 Array = NDArray[Any]
 Kind = TypeVar("Kind", bound=Signals)
+"""The signals of one view."""
 
 
 def read_signals(

@@ -27,10 +27,10 @@ from typing import Any, Literal
 
 import torch
 
+from experiments.benchmarks import page
 from experiments.benchmarks.lanes import spread
 from experiments.benchmarks.peers.matching import Contender, Model, Request
 from experiments.store import circumstances
-from fl_core.checkpoint import write_json, write_text
 from fl_core.errors import InputError, check_choice, check_number
 
 TOLERANCE = 1e-4  # between objectives, and between their gradients, relative
@@ -93,6 +93,7 @@ QUICK = (
 
 
 def ways_of(cores: int, device: str) -> tuple[Way, ...]:
+    """The ways to use so many cores: one thread, all as threads, all as processes."""
     if device != "cpu" or cores == 1:
         return (Way(),)
     return Way(), Way(threads=cores), Way(processes=cores)
@@ -163,6 +164,7 @@ def worthwhile(team: Sequence[Contender], request: Request, ways: Sequence[Way])
 
 
 def best(ways: dict[str, list[float]]) -> str:
+    """The way with the highest median rate."""
     return max(ways, key=lambda way: median(ways[way]))
 
 
@@ -349,8 +351,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "rows": measured,
         "failed": failed,
     }
-    write_json(asked.out / "reconstruction.json", record)
-    write_text(asked.out / "reconstruction.md", markdown(record))
+    page.write(asked.out, "reconstruction", record)
     print(f"wrote {asked.out}/reconstruction.json and reconstruction.md")
 
 

@@ -41,9 +41,9 @@ from attacks.base import MembershipAttack, MembershipKnowledge, Shadows
 from attacks.membership.label_only import AugmentationRobustness
 from attacks.membership.observed import Signals
 from attacks.metrics import auc
+from experiments.benchmarks import page
 from experiments.configuration import make
 from experiments.store import circumstances
-from fl_core.checkpoint import write_json, write_text
 from fl_core.errors import InputError, check_number
 
 Array = NDArray[Any]
@@ -58,6 +58,8 @@ TOLERANCE = 1e-6
 
 @dataclass(frozen=True, kw_only=True)
 class Size:
+    """How much there is to score; `loops` is how many examples a plain loop over examples is timed on."""
+
     shadows: int = 256
     examples: int = 50_000
     classes: int = 10
@@ -80,6 +82,7 @@ class Data:
 
 
 def make_up(size: Size, seed: int = 0) -> Data:
+    """Logits whose members are surer, without any training."""
     draws = np.random.default_rng(seed)
     replicas = size.shadows + 1
     labels, public_labels = (draws.integers(0, size.classes, count) for count in (size.examples, size.public))
@@ -380,8 +383,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "load": os.getloadavg()[0],
         **summary(measure(size, asked.repeats)),
     }
-    write_json(asked.out / "scoring.json", record)
-    write_text(asked.out / "scoring.md", markdown(record))
+    page.write(asked.out, "scoring", record)
     print(f"wrote {asked.out / 'scoring.json'} and {asked.out / 'scoring.md'}")
     wrong = [row["name"] for row in record["loops"] if row["error"] > TOLERANCE]
     if wrong:

@@ -1,0 +1,195 @@
+"""What a reproduction is: published numbers, a protocol, three budgets, and how a verdict is reached.
+
+A reproduction is a study (`experiments.studies.base`): its points are measured side by side, each is a stored run, and
+what was measured is kept in results/reproduce/<name>/.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Literal
+
+import matplotlib.pyplot as plt
+from matplotlib.figure import Figure
+
+from experiments.figures import BLUE, ORANGE, STYLE
+from experiments.studies.base import Study, Values, rows
+from experiments.table import Entry, Number, Page, Table
+from fl_core.errors import check_choice
+
+BUDGETS = ("smoke", "cpu", "full")
+Verdict = Literal["matched", "missed", "scaled down", "not attempted"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Published:
+    """One number of a paper: `what` it is, its `value` in `unit`, and how it was known here.
+
+    `remembered` marks a number that was not read in the source itself. `tolerance` is what rounding, or the spread that
+    the paper states, leaves open. `at_least`: a claim that is matched by any value from there on, such as a PSNR;
+    `at_most`: by any up to there, such as a number of rounds.
+    """
+
+    what: str
+    value: float
+    unit: str = ""
+    remembered: bool = False
+    tolerance: float = 0.0
+    sense: Literal["equal", "at least", "at most"] = "equal"
+    digits: int = 3
+
+
+@dataclass(frozen=True, kw_only=True)
+class Budget:
+    """How a reproduction is run: `overrides` of the configuration (`data=digits`, `data.limit=1000`), the study's own
+    `options`, and how that `differs` from the published protocol, in a clause; empty where it does not."""
+
+    overrides: tuple[str, ...] = ()
+    options: Mapping[str, Any] = field(default_factory=dict)
+    differs: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reproduction(Study):
+    """A published table or claim.
+
+    `measure` gives rows whose `metric` is the `what` of a published number, with `value`, `low`, `high` and `samples`;
+    `differs` in a row says what sets it apart from the published protocol besides the budget, and `note` what else is
+    to be said. Rows of other metrics are shown without a verdict. `skipped` says of a published number why no budget
+    measures it.
+    """
+
+    budget: str
+    title: ClassVar[str]
+    source: ClassVar[str]
+    protocol: ClassVar[str]
+    published: ClassVar[tuple[Published, ...]]
+    budgets: ClassVar[Mapping[str, Budget]]
+    skipped: ClassVar[Mapping[str, str]] = {}
+
+    def __post_init__(self) -> None:
+        check_choice("budget", self.budget, self.budgets)
+
+    def figure(self, records: Sequence[Values], title: str) -> Figure:
+        """Each published number beside ours with its interval, one panel a unit."""
+        return published_and_ours(verdicts(self, records), title)
+
+    def table(self, records: Sequence[Values]) -> Page:
+        """The verdicts, the protocol and the source."""
+        budget = self.budgets[self.budget]
+        told = [f"Source: {self.source}. Protocol: {self.protocol}"]
+        if budget.differs:
+            told.append(f"Here, with the budget `{self.budget}`: {budget.differs}.")
+        if any(one.published.remembered for one in verdicts(self, records) if one.published):
+            told.append("Numbers marked [m] are as remembered; the source was not at hand.")
+        return [*told, verdict_table(verdicts(self, records))]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Judged:
+    """A line of a reproduction: the published number and the measured row, where there is one, and the verdict."""
+
+    what: str
+    published: Published | None
+    row: Values | None
+    verdict: Verdict | Literal[""]
+    why: str
+
+
+def verdicts(study: Reproduction, records: Sequence[Values]) -> list[Judged]:
+    """A line for each published number, in the paper's order, then what was measured beside them."""
+    measured = rows(records)
+    named = {one.what: one for one in study.published}
+    lines = []
+    for one in study.published:
+        found = [row for row in measured if row["metric"] == one.what and row["value"] is not None]
+        lines += [judge(one, row, study.budgets[study.budget]) for row in found]
+        if not found:
+            noted = [row.get("note", "") for row in measured if row["metric"] == one.what]
+            why = study.skipped.get(one.what, "") or "".join(noted) or f"no part of the budget {study.budget}"
+            lines.append(Judged(what=one.what, published=one, row=None, verdict="not attempted", why=why))
+    for row in measured:
+        if row["metric"] not in named and row["value"] is not None:
+            lines.append(Judged(what=row["metric"], published=None, row=row, verdict="", why=row.get("note", "")))
+    return lines
+
+
+def judge(published: Published, row: Values, budget: Budget) -> Judged:
+    """Matched where the published number, give or take its tolerance, lies in our interval, or ours is beyond it in the
+    claim's sense; scaled down, and neither, where the protocol differs."""
+    differs = "; ".join(part for part in (budget.differs, row.get("differs", "")) if part)
+    note = row.get("note", "")
+    if differs:
+        why = "; ".join(part for part in (differs, note) if part)
+        return Judged(what=published.what, published=published, row=row, verdict="scaled down", why=why)
+    low, high = (row["value"] if row.get(end) is None else row[end] for end in ("low", "high"))
+    least, most = published.value - published.tolerance, published.value + published.tolerance
+    reached = {
+        "equal": low <= most and high >= least,
+        "at least": high >= least,
+        "at most": low <= most,
+    }[published.sense]
+    verdict: Verdict = "matched" if reached else "missed"
+    return Judged(what=published.what, published=published, row=row, verdict=verdict, why=note)
+
+
+def verdict_table(lines: Sequence[Judged]) -> Table:
+    """What, the paper's number, ours with its interval, the verdict, and why."""
+
+    def theirs(one: Published | None) -> str:
+        if one is None:
+            return "—"
+        sense = {"equal": "", "at least": "≥ ", "at most": "≤ "}[one.sense]
+        unit = f" {one.unit}" if one.unit else ""
+        return f"{sense}{one.value:.{one.digits}f}{unit}{' [m]' if one.remembered else ''}"
+
+    def ours(line: Judged) -> Entry:
+        if line.row is None:
+            return "—"
+        digits = line.published.digits if line.published else 3
+        return Number(value=line.row["value"], low=line.row.get("low"), high=line.row.get("high"), digits=digits)
+
+    heads = ["number", "published", "ours", "of", "verdict", "why"]
+    body: list[list[Entry]] = [
+        [line.what, theirs(line.published), ours(line), (line.row or {}).get("samples", "—"), line.verdict, line.why]
+        for line in lines
+    ]
+    return Table(heads=heads, lines=body)
+
+
+def published_and_ours(lines: Sequence[Judged], title: str) -> Figure:
+    """A panel a unit: published numbers as diamonds, ours as dots with their intervals."""
+    shown = [line for line in lines if line.published is not None]
+    units = list(dict.fromkeys(line.published.unit for line in shown if line.published))
+    heights = [sum(line.published is not None and line.published.unit == unit for line in shown) for unit in units]
+    with plt.style.context(STYLE):
+        figure, axes = plt.subplots(
+            len(units), 1, figsize=(7.0, 0.8 + 0.24 * sum(heights) + 0.45 * len(units)), layout="constrained",
+            squeeze=False, height_ratios=heights,
+        )  # fmt: skip
+        for axis, unit in zip(axes[:, 0], units, strict=True):
+            mine = [line for line in shown if line.published is not None and line.published.unit == unit]
+            for place, line in enumerate(mine):
+                assert line.published is not None
+                axis.plot(
+                    line.published.value, place, color=ORANGE, marker="D", markersize=5, mfc="none", linestyle="",
+                    label="published",
+                )  # fmt: skip
+                if line.row is None:
+                    continue
+                value = line.row["value"]
+                low, high = (value if line.row.get(end) is None else line.row[end] for end in ("low", "high"))
+                bars = [[max(value - low, 0)], [max(high - value, 0)]]
+                axis.errorbar(
+                    value, place, xerr=bars, color=BLUE, marker="o", markersize=3.5, linestyle="", label="ours"
+                )
+            axis.set_yticks(range(len(mine)), [f"{line.what} ({line.verdict})" for line in mine])
+            axis.set_ylim(len(mine) - 0.5, -0.5)
+            axis.set_xlabel(unit)
+            axis.grid(axis="x", linewidth=0.4, color="0.9")
+        handles, words = axes[0, 0].get_legend_handles_labels()
+        once = dict(zip(words, handles, strict=True))
+        figure.legend(once.values(), once.keys(), loc="outside lower center", ncols=2)
+        figure.suptitle(title)
+    return figure

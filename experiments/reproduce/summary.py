@@ -1,0 +1,53 @@
+"""All reproductions in one table: results/reproduce/README.md, verdicts.csv and verdicts.tex."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+
+from experiments import record
+from experiments.reproduce.base import Judged, Reproduction, verdict_table, verdicts
+from experiments.studies.base import make_study
+from experiments.table import Table, as_csv, as_latex, page_markdown
+from fl_core.checkpoint import write_text
+
+FILES = ("README.md", "verdicts.csv", "verdicts.tex")
+
+
+def write(folder: Path, out: Path | None = None) -> Path:
+    """Write the summary of every reproduction under `folder` into `out`, or there; returns the README's path."""
+    out = out or folder
+    parts: list[str] = []
+    everything: list[tuple[str, Judged]] = []
+    for path in sorted(folder.glob(f"*/{record.FILE}")):
+        if path.parent.name.endswith("-smoke"):
+            continue
+        found = record.read(path.parent)
+        study = make_study(found.manifest["config"]["study"])
+        assert isinstance(study, Reproduction)
+        lines = verdicts(study, found.points)
+        everything += [(path.parent.name, line) for line in lines if line.published is not None]
+        hardware = found.manifest["points"][0]["hardware"]
+        made = f"{hardware.get('gpu') or hardware['processor']}, {found.manifest['seconds']:.0f} s of measuring"
+        parts.append(
+            f"## {study.title}\n\n{page_markdown(study.table(found.points))}\n\n"
+            f"Made by `{found.manifest['command']}` ({made}); [record]({path.parent.name}/manifest.json)."
+        )
+    counts = Counter(line.verdict for _, line in everything)
+    told = ", ".join(
+        f"{counts[verdict]} {verdict}" for verdict in ("matched", "missed", "scaled down", "not attempted")
+    )
+    table = verdict_table([line for _, line in everything])
+    named = Table(
+        heads=["reproduction", *table.heads],
+        lines=[[name, *line] for (name, _), line in zip(everything, table.lines, strict=True)],
+    )
+    head = (
+        "# Published numbers, measured again\n\n"
+        f"{told}. A number is matched where it lies in our 95% interval, or ours is beyond it in the claim's sense, "
+        "under the published protocol; under another protocol it is scaled down, and no verdict on the paper."
+    )
+    write_text(out / "README.md", "\n\n".join([head, *parts]) + "\n")
+    write_text(out / "verdicts.csv", as_csv(named))
+    write_text(out / "verdicts.tex", as_latex(named))
+    return out / "README.md"
