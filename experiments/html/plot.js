@@ -318,7 +318,7 @@ const leakagePlot = (() => {
     $("#plot").style.height = `${drawnHeight + 14}px`;
     const chance = data.chance[entry(named.metric, state.metric)];
     const few = where.ticks.length <= (phone ? 3 : 8);
-    const label = (text) => (few ? wrapped(text, phone ? 14 : 22) : escaped(cut(text, phone ? 12 : 26)));
+    const label = (text) => (few ? wrapped(text, phone ? 14 : 22) : escaped(cut(text, phone ? 20 : 26)));
     const margin = Math.max(where.step * (named[state.x].kind === "text" ? 0.55 : 0.3), where.span * 0.04);
     const main = { title: { text: escaped(title), standoff: 8 }, gridcolor: grid, zeroline: false, type: state.log ? "log" : "linear", domain: below ? [0.3, 1] : [0, 1], automargin: true, nticks: 7 };
     return {

@@ -9,10 +9,17 @@ from dataclasses import dataclass
 from importlib import import_module
 from typing import Any
 
+from attacks.reconstruction.fishing import Fishing
+from attacks.reconstruction.imprint import Imprint
+from attacks.reconstruction.inconsistency import ModelInconsistency
+from attacks.reconstruction.label_flip import LabelFlip
+from attacks.reconstruction.loki import Loki
+from attacks.reconstruction.traps import TrapWeights
 from experiments.collect import CellResult
 from experiments.html import rows
 from experiments.html.pictures import named
 from experiments.html.rows import Columns
+from experiments.studies.reconstructions import ATTACKS
 from fl_core.views import VIEWS
 
 
@@ -118,6 +125,7 @@ def attackers(columns: Columns) -> list[Attacker]:
     for name, view, knowledge, question in told:
         if name:
             letter, words = _lettered(knowledge)
+            letter = letter or own_letter(name)
             known.setdefault((name, view, letter, question), []).append(words)
     alike: dict[tuple[str, str, str, str], list[str]] = {}
     for (name, view, letter, question), all_words in known.items():
@@ -131,6 +139,24 @@ def attackers(columns: Columns) -> list[Attacker]:
 
 
 NOTHING = "nothing of the target: neither the model nor an update"
+
+
+MALICIOUS: dict[str, Any] = {
+    "imprint": Imprint,
+    "traps": TrapWeights,
+    Loki.name: Loki,
+    Fishing.name: Fishing,
+    LabelFlip.name: LabelFlip,
+    ModelInconsistency.name: ModelInconsistency,
+}
+"""Attacks of a malicious server by the start of what studies call them; those on updates are in `studies`."""
+
+
+def own_letter(name: str) -> str:
+    """The letter that an attack of that name has by itself; empty where it has none, or none is known here."""
+    if name in ATTACKS:
+        return str(ATTACKS[name](restarts=2, iterations=1).letter)
+    return next((str(kind.letter) for start, kind in MALICIOUS.items() if name.startswith(start)), "")
 
 
 def _lettered(knowledge: str) -> tuple[str, str]:
