@@ -110,14 +110,14 @@ def stored(folder: Path) -> dict[str, Any]:
     kept = {name: value for name, value in run.manifest.items() if name != "files"}
     try:
         leakage, (accuracy, _) = run.leakage(), history_of(store.RUNS / run.manifest["replicas"][0])
-        return {"manifest": kept, "accuracy": accuracy, "leakage": leakage, **_pictures(folder, leakage["vulnerable"])}
+        return {"manifest": kept, "accuracy": accuracy, "leakage": leakage, **_pictures(folder, leakage)}
     except (KeyError, TypeError, ValueError) as error:
         raise InputError(
             f"{folder} was written by another version of Mirage ({error}); delete it and run again"
         ) from None
 
 
-def _pictures(folder: Path, vulnerable: Mapping[str, list[dict[str, Any]]]) -> dict[str, Any]:
+def _pictures(folder: Path, leakage: Mapping[str, Any]) -> dict[str, Any]:
     """The pictures of a stored run: those of its probe round, and those that its headline attack finds best."""
     truth, _ = load_tensors(folder / "truth" / "truth.safetensors")
     shown: dict[str, Any] = {"probed": None, "exposed": None}
@@ -133,13 +133,21 @@ def _pictures(folder: Path, vulnerable: Mapping[str, list[dict[str, Any]]]) -> d
             "psnr": [None if lost else float(decibels) for lost, decibels in likeness],
         }
     if len(truth.get("vulnerable_images", ())):
-        ranked = next(iter(vulnerable.values()))
+        ranked = leakage["vulnerable"][first_ranked(leakage["rows"], leakage["vulnerable"])]
         shown["exposed"] = {
             "images": truth["vulnerable_images"].tolist(),
             "labels": truth["vulnerable_labels"].tolist(),
             "planted": [bool(truth["canary"][one["example"]]) for one in ranked],
         }
     return shown
+
+
+def first_ranked(rows: Sequence[Mapping[str, Any]], vulnerable: Mapping[str, Any]) -> str:
+    """The attack whose most vulnerable examples have pictures: the first of the configuration that was not refused.
+
+    JSON sorts `vulnerable` by name; rows keep the configuration's order.
+    """
+    return next(str(row["attack"]) for row in rows if row["attack"] in vulnerable)
 
 
 def _cell(cell: Mapping[str, Any]) -> CellResult:
