@@ -9,8 +9,12 @@ from typing import Any
 
 from experiments import figures, record, store, tables
 from experiments.collect import CellResult, alarms, ordered, stored
+from experiments.field_figure import by_field
+from experiments.front_figure import front
+from experiments.leakage_figure import leakage_vs_epsilon
 from experiments.reconstruction_figure import reconstructions
 from experiments.record import Record
+from experiments.roc_figure import roc
 from experiments.store import RESULTS
 from experiments.variants_figure import by_variant
 from experiments.views_figure import by_view, views_of
@@ -23,6 +27,8 @@ SHOWN = (
     "roc.png",
     "reconstructions.png",
     "vulnerable.png",
+    "front.png",
+    "by_field.png",
     "by_view.png",
     "by_view_ordinary.png",
     "by_variant.png",
@@ -94,14 +100,19 @@ def _missing(failed: Sequence[Failed]) -> str:
 
 def _figures(cells: Sequence[CellResult], out: Path, title: str) -> list[str]:
     varied = any(cell.variant for cell in cells)
+    field = by_field(cells, title)
+    # Over one ε alone, the figure by that field says all that those by view or variant would.
+    said = field is not None and len({cell.epsilon for cell in cells}) == 1
     drawn = {
-        "leakage_vs_epsilon": None if varied else figures.leakage_vs_epsilon(cells, title),
-        "roc": None if varied else figures.roc(cells, title),
+        "leakage_vs_epsilon": None if varied else leakage_vs_epsilon(cells, title),
+        "roc": None if varied else roc(cells, title),
+        "front": front(cells, title, attack=tables.headline_attack(cells)),
         "reconstructions": None if varied else reconstructions(cells, title),
         "vulnerable": None if varied else vulnerable(cells, title),
-        "by_view": by_view(cells, title, "canary"),
-        "by_view_ordinary": by_view(cells, title, "ordinary"),
-        "by_variant": by_variant(cells, title) if len(views_of(cells)) < 2 else None,
+        "by_field": field,
+        "by_view": None if said else by_view(cells, title, "canary"),
+        "by_view_ordinary": None if said else by_view(cells, title, "ordinary"),
+        "by_variant": None if said or len(views_of(cells)) > 1 else by_variant(cells, title),
     }
     written = []
     for name, figure in drawn.items():

@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from experiments.figures import BLUE, GREEN, GREY, ORANGE, PURPLE, SKY, STYLE
+from experiments.figures import BLUE, GREEN, GREY, ORANGE, PAGE, PURPLE, SKY, STYLE
 
 STYLES: dict[str, dict[str, Any]] = {
     "synchronous": {"color": GREY, "linestyle": "-"},
@@ -45,7 +45,7 @@ def draw(record: dict[str, Any]) -> Figure:
     """Left the curves with bands over replicas; right each replica's seconds to the target, their mean and interval."""
     with plt.style.context(STYLE):
         figure, (left, right) = plt.subplots(
-            1, 2, figsize=(7.2, 2.7), layout="constrained", gridspec_kw={"width_ratios": (1.5, 1)}
+            1, 2, figsize=(PAGE, 2.7), layout="constrained", gridspec_kw={"width_ratios": (1.5, 1)}
         )
         _curves(left, record)
         _arrivals(right, record)

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure, SubFigure
 from matplotlib.lines import Line2D
 
 from attacks.pictures import EXACT_DB
-from experiments.figures import BLUE, GREEN, GREY, ORANGE, PURPLE, SKY, STYLE
+from experiments.figures import BLUE, GREEN, GREY, ORANGE, PAGE, PURPLE, SKY, STYLE
 from experiments.studies.base import Values, rows
 from experiments.studies.cohort_membership import EXACT, PUBLIC
 from experiments.studies.panels import below, marks
@@ -24,7 +24,7 @@ MARKERS = ("o", "s", "^", "D", "v", "P")
 def draw(records: Sequence[Values], title: str, fpr: float) -> Figure:
     """Six panels over the cohort's size, and below them what the attacker makes of a sum of pictures."""
     with plt.style.context(STYLE):
-        figure = plt.figure(figsize=(7.2, 7.3), layout="constrained")
+        figure = plt.figure(figsize=(PAGE, 7.3), layout="constrained")
         top, strip = figure.subfigures(2, 1, squeeze=False, height_ratios=(5.75, 1.35)).flat
         known, attacks, settings, noise, few, pictures = top.subplots(2, 3).flat
         _known(known, records)

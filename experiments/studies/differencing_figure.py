@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import NullLocator
 
-from experiments.figures import BLUE, GREEN, GREY, ORANGE, PURPLE, SKY, STYLE
+from experiments.figures import BLUE, GREEN, GREY, ORANGE, PAGE, PURPLE, SKY, STYLE
 from experiments.studies.base import Values, rows
 from experiments.studies.panels import below, marks
 
@@ -32,7 +32,7 @@ REGIMES = {
 def draw(records: Sequence[Values], title: str) -> Figure:
     lengths = sorted({row["rounds"] for row in rows(records)})
     with plt.style.context(STYLE):
-        figure, grid = plt.subplots(2, 3, figsize=(7.2, 5.9), layout="constrained")
+        figure, grid = plt.subplots(2, 3, figsize=(PAGE, 5.9), layout="constrained")
         resolved, still, drifting, early, regimes, noisy = grid.flat
         _schemes(resolved, records, "resolution", regime="still", epsilon=None)
         _frame(resolved, "a  What cohorts tell apart", "resolved share of an update", lengths)

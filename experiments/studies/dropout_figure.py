@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from attacks.pictures import EXACT_DB, RECOGNISED_DB
-from experiments.figures import BLUE, GREEN, GREY, ORANGE, STYLE
+from experiments.figures import BLUE, GREEN, GREY, ORANGE, PAGE, STYLE
 from experiments.studies.base import Values, rows
 from experiments.studies.drawing import cells, entry, line, markdown, number, pictures
 
@@ -49,7 +49,7 @@ def _words(study: Dropout) -> dict[str, str]:
 def draw(study: Dropout, records: Sequence[Values], title: str) -> Figure:
     """Pictures, membership and ε against the survivors; what each protocol allows; and some pictures."""
     with plt.style.context(STYLE):
-        figure = plt.figure(figsize=(7.2, 4.9), layout="constrained")
+        figure = plt.figure(figsize=(PAGE, 4.9), layout="constrained")
         places = figure.add_gridspec(2, 3)
         picture, member, epsilon = (figure.add_subplot(places[0, at]) for at in range(3))
         _panel(study, picture, records, "psnr", "PSNR (dB)", "a  The victim's one picture")

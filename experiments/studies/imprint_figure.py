@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 
 from attacks.pictures import EXACT_DB, RECOGNISED_DB, RECOVERED_DB
 from attacks.reconstruction.imprint import Kind, alone
-from experiments.figures import BLUE, GREEN, GREY, ORANGE, PURPLE, STYLE
+from experiments.figures import BLUE, GREEN, GREY, ORANGE, PAGE, PURPLE, STYLE
 from experiments.studies.base import Values, rows
 from experiments.studies.drawing import cells, entry, line, markdown, number, pictures
 
@@ -45,7 +45,7 @@ THEORY: dict[str, Any] = {"linewidth": 0.8, "linestyle": (0, (1, 1))}
 def draw(study: ImprintSum, records: Sequence[Values], title: str) -> Figure:
     """Crowds and bins; fixed point, noise and local steps; what a client could see; and some pictures."""
     with plt.style.context(STYLE):
-        figure = plt.figure(figsize=(7.2, 6.4), layout="constrained")
+        figure = plt.figure(figsize=(PAGE, 6.4), layout="constrained")
         places = figure.add_gridspec(3, 3, height_ratios=[1, 1, 0.85])
         panels = [figure.add_subplot(places[at // 3, at % 3]) for at in range(6)]
         _crowd(study, panels[0], records, DENSE, "a  Dense imprint: crowds and bins")

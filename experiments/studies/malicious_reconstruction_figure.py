@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from attacks.pictures import RECOGNISED_DB, RECOVERED_DB
-from experiments.figures import BLUE, GREEN, GREY, ORANGE, PURPLE, SKY, STYLE
+from experiments.figures import BLUE, GREEN, GREY, ORANGE, PAGE, PURPLE, SKY, STYLE
 from experiments.studies.base import Values, rows
 from experiments.studies.drawing import cells, entry, line, markdown, number, pictures
 from experiments.studies.malicious_reconstruction_noticed import NOTICED, SCORES
@@ -46,7 +46,7 @@ THEORY: dict[str, Any] = {"linewidth": 0.9, "linestyle": (0, (1, 1)), "color": "
 def draw(study: MaliciousReconstruction, records: Sequence[Values], title: str) -> Figure:
     """The goal, noise, all attacks, LOKI and local steps, pictures, and what a client could see."""
     with plt.style.context(STYLE):
-        figure = plt.figure(figsize=(7.2, 6.9), layout="constrained")
+        figure = plt.figure(figsize=(PAGE, 6.9), layout="constrained")
         places = figure.add_gridspec(3, 6, height_ratios=[1, 1, 0.95])
         _goal(study, figure.add_subplot(places[0, :2]), records)
         _noise(figure.add_subplot(places[0, 2:4]), records)

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from attacks.pictures import match
 from attacks.reconstruction.base import Reconstruction
-from experiments.figures import BLUE, GREY, ORANGE, STYLE
+from experiments.figures import BLUE, GREY, ORANGE, PAGE, STYLE
 from experiments.studies.base import Values
 from experiments.studies.drawing import entry, markdown, number
 
@@ -29,7 +29,7 @@ def aligned(found: Reconstruction, truth: Tensor) -> Tensor:
 def draw(records: Sequence[Values], title: str) -> Figure:
     count = len(records)
     with plt.style.context(STYLE):
-        figure = plt.figure(figsize=(7.2, 0.9 + 0.62 * count), layout="constrained")
+        figure = plt.figure(figsize=(PAGE, 0.9 + 0.62 * count), layout="constrained")
         numbers, shown = figure.subplots(1, 2, width_ratios=[1.0, 2.1])
         _numbers(numbers, records)
         _pictures(shown, records)

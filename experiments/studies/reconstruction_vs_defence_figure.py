@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import NullLocator
 
-from experiments.figures import BLUE, GREEN, GREY, ORANGE, PURPLE, SKY, STYLE
+from experiments.figures import BLUE, GREEN, GREY, ORANGE, PAGE, PURPLE, SKY, STYLE
 from experiments.studies.base import Values, rows
 from experiments.studies.drawing import entry, markdown, number, pictures
 
@@ -30,7 +30,7 @@ def draw(records: Sequence[Values], title: str) -> Figure:
     attacks = list(dict.fromkeys(record["attack"] for record in records))
     plain = [point for point in defences(records) if point[2] is None]
     with plt.style.context(STYLE):
-        figure = plt.figure(figsize=(7.2, 10.4), layout="constrained")
+        figure = plt.figure(figsize=(PAGE, 10.4), layout="constrained")
         parts: Any = figure.subfigures(3, 1, height_ratios=[5.6, 2.0, 3.0])
         lines, heat, shown = parts
         grid = lines.subplots(3, 3, sharex=True)

@@ -1,0 +1,138 @@
+"""One attack under its view, on one group, over ε: with bands, blind guesses, ceilings, the audit, and utility below."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+import matplotlib.pyplot as plt
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from experiments.collect import CellResult
+from experiments.figures import COLUMN, LOOKS, STYLE, line, looks_of, mark_axis, positions, shade_above
+from experiments.leakage_figure import Audit, audit_panel
+from experiments.scoring import Row
+from fl_core.errors import InputError
+from fl_core.views import VIEWS
+
+METRICS = {"auc": "AUC", "tpr": "TPR", "balanced_accuracy": "balanced accuracy"}
+
+
+def resolve(cells: Sequence[CellResult], attack: str | None, view: str | None) -> tuple[str, str]:
+    """The attack and view that were asked for; without a word about either, the first of the sweep.
+
+    An attack may be named by how it begins. Raises InputError where no attack of the sweep is meant, or several are.
+    """
+    rows = [row for cell in cells for row in cell.rows if row.question == "membership"]
+    pairs = list(dict.fromkeys((row.attack, row.view) for row in rows))
+    seen = [one for one in VIEWS if any(its == one for _, its in pairs)]
+    if view is not None and view not in seen:
+        raise InputError(f"--view is {view!r}; this sweep has attacks for {', '.join(seen) or 'no view at all'}")
+    able = [(name, its) for name, its in pairs if view in (None, its)]
+    exact = [pair for pair in able if attack in (None, pair[0])]
+    begun = [pair for pair in able if attack is not None and pair[0].lower().startswith(attack.lower())]
+    found = exact[:1] or begun
+    if len(found) != 1:
+        allowed = ", ".join(name for name, _ in (begun or able))
+        raise InputError(f"--attack is {attack!r}; name one of {allowed}" + (f" (--view {view})" if view else ""))
+    return found[0]
+
+
+def leakage(
+    cells: Sequence[CellResult], title: str, *, attack: str, view: str, group: str, metric: str = "tpr"
+) -> Figure:
+    """`metric` of one attack on one group, a line a variant, over the audit and the utility of the same cells.
+
+    Raises InputError where the group or metric was not measured.
+    """
+    rows = [row for cell in cells for row in cell.rows if row.question == "membership" and row.attack == attack]
+    for name, value, known in (
+        ("--group", group, dict.fromkeys(row.group for row in rows)),
+        ("--metric", metric, dict.fromkeys(row.metric for row in rows if row.group == group)),
+    ):
+        if value not in known:
+            raise InputError(f"{name} is {value!r}; of {attack} this sweep has {', '.join(known)}")
+    variants = list(dict.fromkeys(cell.variant for cell in cells))
+    audits = {variant: _audits(cells, variant, attack, view) for variant in variants}
+    told = any(one for found in audits.values() for one in found)
+    heights = [2.0, *([1.4] if told else []), 1.1]
+    with plt.style.context(STYLE):
+        figure, axes = plt.subplots(
+            len(heights), 1, figsize=(COLUMN, sum(heights) + 0.7 + 0.1 * len(variants)), height_ratios=heights,
+            layout="constrained", sharex=True,
+        )  # fmt: skip
+        fpr = cells[0].facts["fpr"]
+        words = f"TPR at {fpr:.3g} FPR" if metric == "tpr" else METRICS.get(metric, metric.replace("_", " "))
+        top = axes[0]
+        mark_axis(top, cells, words, f"{attack}, {view.replace('_', ' ')}, {group}")
+        _measured(top, cells, variants, attack, group, metric)
+        if metric in ("auc", "balanced_accuracy"):
+            top.axhline(0.5, color="0.7", linewidth=0.8, zorder=0)
+            top.set_ylim(min(0.4, top.get_ylim()[0]), 1.02)
+        elif metric.startswith("tpr"):
+            rate = fpr if metric == "tpr" else float(metric.removeprefix("tpr_at_"))
+            top.axhline(rate, color="0.7", linewidth=0.8, zorder=0)
+            top.set_ylim(-0.02, 1.02)
+        if told:
+            # Of several variants the first that was audited: bounds of all of them would hide one another.
+            first = next(variant for variant in variants if any(audits[variant]))
+            mine = [cell for cell in cells if cell.variant == first]
+            audit_panel(axes[1], mine, "Audited lower bound" + (f", {first}" if first else ""), audits[first])
+            axes[1].legend(loc="upper left")
+        bottom = axes[-1]
+        mark_axis(bottom, cells, "test accuracy", "Utility")
+        for number, variant in enumerate(variants):
+            its = [cell for cell in cells if cell.variant == variant]
+            line(bottom, its, lambda cell: cell.row("utility", "accuracy"), **LOOKS[number % len(LOOKS)])
+        bottom.set_ylim(0, 1.02)
+        protects = {cell.account["protects"] for cell in cells}
+        bottom.set_xlabel(f"ε for one {' or '.join(sorted(protects))} (∞: no noise)")
+        handles, names = top.get_legend_handles_labels()
+        figure.legend(handles, names, loc="outside lower center", ncols=2 if len(variants) < 2 else 1)
+        figure.suptitle(title)
+    return figure
+
+
+def _measured(
+    axes: Axes, cells: Sequence[CellResult], variants: Sequence[str], attack: str, group: str, metric: str
+) -> None:
+    """The attack's lines with bands, the blind guesses of the first variant, and the lowest ceiling of each."""
+    for number, variant in enumerate(variants):
+        mine = [cell for cell in cells if cell.variant == variant]
+        look = LOOKS[number % len(LOOKS)]
+        pick = partial(CellResult.row, question="membership", metric=metric, attack=attack, group=group)
+        _band(axes, mine, [pick(cell) for cell in mine], look["color"])
+        line(axes, mine, pick, label=variant or attack, **look)
+        ceilings = [(x, row.ceiling) for x, cell in zip(positions(mine)[0], mine, strict=True)
+                    if (row := pick(cell)) is not None and row.ceiling is not None]  # fmt: skip
+        if ceilings and number == 0:
+            shade_above(axes, *map(np.array, zip(*ceilings, strict=True)))
+    first = [cell for cell in cells if cell.variant == variants[0]]
+    for name, look in looks_of([name for name in first[0].attacks() if name.startswith("blind")]).items():
+        pick = partial(CellResult.row, question="membership", metric=metric, attack=name, group=group)
+        line(axes, first, pick, label=name, **look)
+
+
+def _band(axes: Axes, cells: Sequence[CellResult], rows: Sequence[Row | None], color: str) -> None:
+    """The interval, filled along the finite ε."""
+    known: list[tuple[float, Any, Any]] = [
+        (x, row.low, row.high)
+        for x, cell, row in zip(positions(cells)[0], cells, rows, strict=True)
+        if row is not None and row.value is not None and math.isfinite(cell.epsilon)
+    ]
+    if len(known) > 1:
+        axes.fill_between(*map(np.array, zip(*known, strict=True)), color=color, alpha=0.15, linewidth=0)
+
+
+def _audits(cells: Sequence[CellResult], variant: str, attack: str, view: str) -> list[Audit | None]:
+    """Of each cell of a variant the audit with the attack's scores, or else with another's of the same view."""
+    found = []
+    for cell in cells:
+        if cell.variant == variant:
+            mine = [one for one in cell.audits if one["view"] == view]
+            found.append(next((one for one in mine if one["attack"] == attack), next(iter(mine), None)))
+    return found
