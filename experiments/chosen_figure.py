@@ -1,4 +1,4 @@
-"""One attack under its view, on one group, over ε: with bands, blind guesses, ceilings, the audit, and utility below."""
+"""One attack under its view, on one group, over ε: bands, blind guesses, ceilings, the audit, and utility below."""
 
 from __future__ import annotations
 
@@ -80,48 +80,57 @@ def leakage(
         if told:
             # Of several variants the first that was audited: bounds of all of them would hide one another.
             first = next(variant for variant in variants if any(audits[variant]))
+            by = next(one["attack"] for one in audits[first] if one)
             mine = [cell for cell in cells if cell.variant == first]
-            audit_panel(axes[1], mine, "Audited lower bound" + (f", {first}" if first else ""), audits[first])
+            audit_panel(axes[1], mine, ", ".join(filter(None, ("Audit", first, f"by {by}"))), audits[first])
             axes[1].legend(loc="upper left")
         bottom = axes[-1]
         mark_axis(bottom, cells, "test accuracy", "Utility")
         for number, variant in enumerate(variants):
-            its = [cell for cell in cells if cell.variant == variant]
-            line(bottom, its, lambda cell: cell.row("utility", "accuracy"), **LOOKS[number % len(LOOKS)])
+            pick = partial(_of, variant, question="utility", metric="accuracy")
+            line(bottom, cells, pick, label=variant or "model", **LOOKS[number % len(LOOKS)])
         bottom.set_ylim(0, 1.02)
         protects = {cell.account["protects"] for cell in cells}
         bottom.set_xlabel(f"ε for one {' or '.join(sorted(protects))} (∞: no noise)")
-        handles, names = top.get_legend_handles_labels()
-        figure.legend(handles, names, loc="outside lower center", ncols=2 if len(variants) < 2 else 1)
+        handles = {
+            words: handle
+            for axis in (bottom, top)
+            for handle, words in zip(*axis.get_legend_handles_labels(), strict=True)
+        }
+        if len(variants) < 2:
+            del handles[variants[0] or "model"]  # which the panel's heading names
+        figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=2 if len(variants) < 2 else 1)
         figure.suptitle(title)
     return figure
+
+
+def _of(variant: str, cell: CellResult, **wanted: Any) -> Row | None:
+    return cell.row(**wanted) if cell.variant == variant else None
 
 
 def _measured(
     axes: Axes, cells: Sequence[CellResult], variants: Sequence[str], attack: str, group: str, metric: str
 ) -> None:
-    """The attack's lines with bands, the blind guesses of the first variant, and the lowest ceiling of each."""
+    """The attack's lines with bands and the ceiling of the first variant, and that variant's blind guesses."""
+    x, wanted = positions(cells)[0], {"question": "membership", "metric": metric, "group": group}
     for number, variant in enumerate(variants):
-        mine = [cell for cell in cells if cell.variant == variant]
-        look = LOOKS[number % len(LOOKS)]
-        pick = partial(CellResult.row, question="membership", metric=metric, attack=attack, group=group)
-        _band(axes, mine, [pick(cell) for cell in mine], look["color"])
-        line(axes, mine, pick, label=variant or attack, **look)
-        ceilings = [(x, row.ceiling) for x, cell in zip(positions(mine)[0], mine, strict=True)
-                    if (row := pick(cell)) is not None and row.ceiling is not None]  # fmt: skip
-        if ceilings and number == 0:
-            shade_above(axes, *map(np.array, zip(*ceilings, strict=True)))
-    first = [cell for cell in cells if cell.variant == variants[0]]
-    for name, look in looks_of([name for name in first[0].attacks() if name.startswith("blind")]).items():
-        pick = partial(CellResult.row, question="membership", metric=metric, attack=name, group=group)
-        line(axes, first, pick, label=name, **look)
+        look, pick = LOOKS[number % len(LOOKS)], partial(_of, variant, attack=attack, **wanted)
+        rows = [pick(cell) for cell in cells]
+        _band(axes, x, cells, rows, look["color"])
+        line(axes, cells, pick, label=variant or attack, **look)
+        known = [(at, row.ceiling) for at, row in zip(x, rows, strict=True) if row and row.ceiling is not None]
+        if known and number == 0:
+            shade_above(axes, *map(np.array, zip(*known, strict=True)))
+    blind = [name for name in cells[0].attacks() if name.startswith("blind")]
+    for name, look in looks_of(blind).items():
+        line(axes, cells, partial(_of, variants[0], attack=name, **wanted), label=name, **look)
 
 
-def _band(axes: Axes, cells: Sequence[CellResult], rows: Sequence[Row | None], color: str) -> None:
+def _band(axes: Axes, x: Any, cells: Sequence[CellResult], rows: Sequence[Row | None], color: str) -> None:
     """The interval, filled along the finite ε."""
     known: list[tuple[float, Any, Any]] = [
-        (x, row.low, row.high)
-        for x, cell, row in zip(positions(cells)[0], cells, rows, strict=True)
+        (at, row.low, row.high)
+        for at, cell, row in zip(x, cells, rows, strict=True)
         if row is not None and row.value is not None and math.isfinite(cell.epsilon)
     ]
     if len(known) > 1:

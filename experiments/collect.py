@@ -179,7 +179,7 @@ def collect(folders: Sequence[Path]) -> list[CellResult]:
 
 
 def differing(cells: Sequence[CellResult]) -> tuple[list[str], list[dict[str, Any]]]:
-    """The fields of the configuration in which cells differ, the defence's aside, and each cell's flat configuration."""
+    """The fields of the configuration in which cells differ, the defence's aside, and each cell's own, flat."""
     configs = [
         flat({name: value for name, value in cell.manifest["config"].items() if name not in (*FREE, "defense")})
         for cell in cells

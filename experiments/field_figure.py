@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import matplotlib.pyplot as plt
@@ -31,7 +32,7 @@ WORDS = {
     "canaries": "share of canaries",
 }
 """What a field is called along the axis; others by their own name."""
-GROUPS = {"canary": "canaries", "ordinary": "ordinary"}
+GROUPS = {"canary": "Canaries", "ordinary": "Ordinary examples"}
 
 
 @dataclass(frozen=True)
@@ -89,16 +90,14 @@ def by_field(cells: Sequence[CellResult], title: str, field: str | None = None) 
             len(groups), 3, figsize=(PAGE, 1.95 * len(groups) + 1.0), layout="constrained", squeeze=False
         )
         letters = iter("abcdef")
-        for row, group in zip(grid, groups, strict=True):
+        for number_, (row, group) in enumerate(zip(grid, groups, strict=True)):
             for axes, metric, words in ((row[0], "auc", "AUC"), (row[1], "tpr", f"TPR at {fpr:.3g} FPR")):
                 _frame(axes, axis, words, f"{next(letters)}  {GROUPS[group]}")
                 for number, (label, look, mine) in enumerate(_series(cells)):
-                    _line(
-                        axes, axis, cells, mine, lambda cell, name, m=metric, g=group: cell.row("membership", m, name, g),  # type: ignore[misc]
-                        number=number, label=label, **look,
-                    )  # fmt: skip
+                    pick = partial(_membership, metric=metric, group=group)
+                    _line(axes, axis, cells, mine, pick, number=number, label=label, **look)
                 axes.axhline(0.5 if metric == "auc" else fpr, color="0.7", linewidth=0.8, zorder=0)
-            if row is grid[0]:
+            if number_ == 0:
                 _utility(row[2], axis, cells, next(letters))
             else:
                 _audit(row[2], axis, cells, next(letters))
@@ -108,6 +107,14 @@ def by_field(cells: Sequence[CellResult], title: str, field: str | None = None) 
         figure.legend(handles, labels, loc="outside lower center", ncols=4)
         figure.suptitle(title)
     return figure
+
+
+def _membership(cell: CellResult, name: str, metric: str, group: str) -> Row | None:
+    return cell.row("membership", metric, name, group)
+
+
+def _always(_: CellResult, name: str) -> str:
+    return name
 
 
 Series = tuple[str, dict[str, Any], Callable[[CellResult], str | None]]
@@ -129,7 +136,7 @@ def _series(cells: Sequence[CellResult]) -> list[Series]:
         (
             name + (f" ({VIEW_WORDS[views[name]]})" if several and not name.startswith("blind") else ""),
             look,
-            lambda cell, n=name: n,  # type: ignore[misc]
+            partial(_always, name=name),
         )
         for name, look in looks_of(list(views)).items()
     ]
@@ -165,7 +172,7 @@ def _frame(axes: Axes, axis: Along, ylabel: str, title: str) -> None:
 
 
 def _utility(axes: Axes, axis: Along, cells: Sequence[CellResult], letter: str) -> None:
-    _frame(axes, axis, "test accuracy", f"{letter}  utility")
+    _frame(axes, axis, "test accuracy", f"{letter}  Utility")
     for label, look, mine in (
         _series(cells) if len({cell.epsilon for cell in cells}) > 1 else [("", LOOKS[0], lambda _: "")]
     ):
@@ -183,7 +190,7 @@ def _audit(axes: Axes, axis: Along, cells: Sequence[CellResult], letter: str) ->
     if not told:
         axes.set_visible(False)
         return
-    _frame(axes, axis, "ε", f"{letter}  audited lower bound")
+    _frame(axes, axis, "ε", f"{letter}  Audited lower bound")
     x, bound, most = map(np.array, zip(*told, strict=True))
     axes.plot(x, most, **CEILING | {"color": GREY}, label="most this audit can show")
     axes.plot(x, bound, color=BLUE, marker="o", linestyle="none", label="shown, 95%")

@@ -19,11 +19,14 @@ from matplotlib.colors import to_hex
 from matplotlib.container import BarContainer, ErrorbarContainer
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import FixedFormatter
+from matplotlib.ticker import FixedFormatter, FuncFormatter
 
 HEADS = (
     "panel", "x axis", "y axis", "series", "x", "x name", "x low", "x high", "y", "y name", "y low", "y high", "value",
 )  # fmt: skip
+
+DECORATION = "_decoration"
+"""The label of an area or a line that is drawn for the eye, and is not listed."""
 
 Point = dict[str, Any]
 
@@ -116,19 +119,24 @@ def series_of(axes: Axes, names: dict[Any, str] | None = None) -> list[tuple[str
             found.append((_name(container, container.lines[0], names), listed))
         elif isinstance(container, BarContainer):
             found.append((_name(container, None, names), _columns(container)))
-    bands = [_band(one) for one in axes.collections if isinstance(one, PolyCollection) and one not in parts]
+    fills = [one for one in axes.collections if isinstance(one, PolyCollection) and one not in parts]
+    bands = [_band(one) for one in fills if one.get_label() != DECORATION]
+    # A band that fills bars which are listed already says nothing more.
+    barred = {_ends(point) for _, listed in found for point in listed}
+    bands = [band for band in bands if not all(_ends(point) in barred for point in band)]
     for line in axes.lines:
-        if line in parts or not len(line.get_xydata()):
+        if line in parts or line.get_label() == DECORATION or not len(line.get_xydata()):
             continue
         listed = _line(line, axes)
         if len(listed) > 1 and marked and all((one["x"], one["y"]) in marked for one in listed):
             continue
-        for band in [one for one in bands if [at["x"] for at in one] == [at["x"] for at in listed]]:
+        for band in [one for one in bands if [at["x"] for at in one] == [at.get("x") for at in listed]]:
             inside = all(low["y low"] <= at["y"] <= low["y high"] for low, at in zip(band, listed, strict=True))
             if inside and "y low" not in listed[0]:
                 listed = [at | around for at, around in zip(listed, band, strict=True)]
                 bands.remove(band)
-        found.append((_name(line, line, names), listed))
+        spans = bool(listed) and not {"x", "y"} <= set(listed[0])
+        found.append((_name(line, line, names) or "level" * spans, listed))
     found += [("shaded", band) for band in bands]
     for collection in axes.collections:
         if isinstance(collection, PathCollection):
@@ -143,7 +151,7 @@ def series_of(axes: Axes, names: dict[Any, str] | None = None) -> list[tuple[str
 
 
 def _bars(container: ErrorbarContainer) -> list[Point]:
-    """The points of an error bar, with the ends of its bars; a y bar is told from an x bar by the axis it runs along."""
+    """The points of an error bar, with the ends of its bars along x and y."""
     data, _, stems = container.lines
     listed: list[Point] = [{"x": float(x), "y": float(y)} for x, y in _data(data)]
     for stem, axis in zip(stems, _directions(container, stems), strict=True):
@@ -178,6 +186,10 @@ def _line(line: Line2D, axes: Axes) -> list[Point]:
 
 def _data(line: Line2D) -> Any:
     return np.column_stack([np.asarray(line.get_xdata(orig=False)), np.asarray(line.get_ydata(orig=False))])
+
+
+def _ends(point: Point) -> tuple[float, ...]:
+    return tuple(round(float(point.get(name, np.nan)), 9) for name in ("x", "y low", "y high"))
 
 
 def _band(collection: PolyCollection) -> list[Point]:
@@ -225,10 +237,11 @@ def _ticks(axes: Axes, point: Point) -> Point:
     found = {}
     for letter, axis in (("x", axes.xaxis), ("y", axes.yaxis)):
         formatter = axis.get_major_formatter()
-        if letter not in point or not isinstance(formatter, FixedFormatter):
+        if letter not in point or not isinstance(formatter, FixedFormatter | FuncFormatter):
             continue
-        places, words = np.asarray(axis.get_majorticklocs(), dtype=float), list(formatter.seq)
-        if len(places) and len(words) == len(places) and any(map(_renamed, places, words)):
+        places = np.asarray(axis.get_majorticklocs(), dtype=float)
+        words = [formatter(place, number) for number, place in enumerate(places)]
+        if any(map(_renamed, places, words)):
             found[f"{letter} name"] = " ".join(words[int(np.abs(places - point[letter]).argmin())].split())
     return found
 

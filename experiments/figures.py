@@ -19,6 +19,7 @@ from matplotlib.figure import Figure
 
 from experiments import figure_data
 from experiments.collect import CellResult
+from experiments.figure_data import DECORATION
 from experiments.scoring import Row
 from fl_core.checkpoint import write_bytes
 
@@ -37,7 +38,10 @@ LOOKS: tuple[dict[str, Any], ...] = tuple(
     )
 )
 """Of the lines of a panel, in turn: no two have one marker."""
-BLIND_LOOKS: tuple[dict[str, Any], ...] = tuple({"color": GREY, "marker": one, "linestyle": ":"} for one in "x+1234")
+BLIND_LOOKS: tuple[dict[str, Any], ...] = tuple(
+    {"color": GREY, "marker": marker, "markerfacecolor": "white", "markeredgewidth": 0.8, "linestyle": ":"}
+    for marker in "xs^Dvo"
+)
 """Of what is told without looking."""
 # With a tick at each cell, so that a study of one finite ε shows it too.
 CEILING: dict[str, Any] = {"linestyle": (0, (1, 1)), "linewidth": 1, "marker": "_", "markersize": 5}
@@ -53,11 +57,12 @@ def positions(cells: Sequence[CellResult]) -> tuple[np.ndarray[Any, Any], list[s
 
 def mark_axis(axes: Axes, cells: Sequence[CellResult], ylabel: str, title: str) -> None:
     """The ε axis of a panel, with its heads."""
-    x, labels = positions(cells)
-    axes.set_xticks(x, labels)
-    axes.set_xlim(x.min() - 0.3, x.max() + 0.3)
-    if len(cells) > 1 and math.isinf(cells[-1].epsilon):
-        axes.axvline((x[-2] + x[-1]) / 2, color="0.85", linewidth=4, zorder=0)
+    named = dict(sorted(zip(*positions(cells), strict=True)))  # once, where variants share an ε
+    x = list(named)
+    axes.set_xticks(x, list(named.values()))
+    axes.set_xlim(x[0] - 0.3, x[-1] + 0.3)
+    if len(x) > 1 and any(math.isinf(cell.epsilon) for cell in cells):
+        axes.axvline((x[-2] + x[-1]) / 2, color="0.85", linewidth=4, zorder=0, label=DECORATION)
     axes.set_ylabel(ylabel)
     axes.set_title(title, loc="left")
 
@@ -89,7 +94,7 @@ def looks_of(names: Sequence[str]) -> dict[str, dict[str, Any]]:
 def shade_above(axes: Axes, x: Any, y: Any, top: float = 1.02) -> None:
     """A ceiling, and grey for what lies beyond it."""
     axes.plot(x, y, color="black", **CEILING, label="ceiling that ε allows")
-    axes.fill_between(x, y, top, color="0.93", linewidth=0, zorder=0)
+    axes.fill_between(x, y, top, color="0.93", linewidth=0, zorder=0, label=DECORATION)
 
 
 def picture(axes: Axes, pixels: np.ndarray[Any, Any], words: str) -> None:

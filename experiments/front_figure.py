@@ -13,9 +13,9 @@ from experiments.collect import CellResult
 from experiments.figures import COLUMN, LOOKS, PAGE, STYLE
 from experiments.scoring import Row
 
-MOST_NAMED = 14
-"""More points than this are too many to write an ε beside each."""
-WORDS = {"canary": "canaries", "ordinary": "ordinary examples"}
+APART = 0.07
+"""Of a panel's width and height: nearer points share one name, so that names stay readable."""
+WORDS = {"canary": "Canaries", "ordinary": "Ordinary examples"}
 
 
 def undominated(utility: Sequence[float], leaked: Sequence[float]) -> list[int]:
@@ -58,7 +58,7 @@ def front(
                 axis.axhline(chance, color="0.7", linewidth=0.8, zorder=0)
         handles, names = axes[0, 0].get_legend_handles_labels()
         figure.legend(handles, names, loc="outside lower center", ncols=1 if len(panels) == 1 else 2)
-        figure.suptitle(f"{title}\nbetter: to the right, and down")
+        figure.suptitle(f"{title}\nnumbers are ε; better: to the right, and down")
     return figure
 
 
@@ -84,15 +84,20 @@ def _panel(axes: Axes, found: Sequence[tuple[CellResult, Row, Row]], variants: S
             x, y, xerr=np.maximum([x - x_low, x_high - x], 0), yerr=np.maximum([y - y_low, y_high - y], 0),
             label=variant or "each ε", **LOOKS[number % len(LOOKS)] | {"linestyle": "none", "elinewidth": 0.7},
         )  # fmt: skip
-    if len(found) <= MOST_NAMED:
-        for cell, useful, leaked in found:
-            axes.annotate(
-                f"{cell.label()}", (useful.value or 0, leaked.value or 0), xytext=(3, 3), textcoords="offset points",
-                fontsize=6,
-            )  # fmt: skip
     useful_, leaked_ = ([row.value or 0.0 for row in rows] for rows in zip(*((u, v) for _, u, v in found), strict=True))
     best = undominated(useful_, leaked_)
+    _name(axes, [cell.label() for cell, _, _ in found], useful_, leaked_, first=best)
     axes.plot(
         [useful_[i] for i in best], [leaked_[i] for i in best], color="0.45", linewidth=0.9, linestyle=(0, (1, 1)),
         drawstyle="steps-pre", label="front", zorder=1,
     )  # fmt: skip
+
+
+def _name(axes: Axes, names: Sequence[str], x: Sequence[float], y: Sequence[float], *, first: Sequence[int]) -> None:
+    """Write its ε beside each point, those on the front `first`, but for points near one that has a name."""
+    width, height = (max(max(one) - min(one), 1e-9) for one in (x, y))
+    done: list[int] = []
+    for i in [*first, *(i for i in range(len(names)) if i not in first)]:
+        if all(abs(x[i] - x[j]) > APART * width or abs(y[i] - y[j]) > APART * height for j in done):
+            axes.annotate(names[i], (x[i], y[i]), xytext=(3, 3), textcoords="offset points", fontsize=6)
+            done.append(i)

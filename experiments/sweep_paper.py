@@ -103,10 +103,11 @@ def _figures(cells: Sequence[CellResult], out: Path, title: str) -> list[str]:
     field = by_field(cells, title)
     # Over one ε alone, the figure by that field says all that those by view or variant would.
     said = field is not None and len({cell.epsilon for cell in cells}) == 1
+    defended = len({(cell.facts["defense"], cell.epsilon) for cell in cells})
     drawn = {
         "leakage_vs_epsilon": None if varied else leakage_vs_epsilon(cells, title),
         "roc": None if varied else roc(cells, title),
-        "front": front(cells, title, attack=tables.headline_attack(cells)),
+        "front": front(cells, title, attack=tables.headline_attack(cells)) if defended > 2 else None,
         "reconstructions": None if varied else reconstructions(cells, title),
         "vulnerable": None if varied else vulnerable(cells, title),
         "by_field": field,

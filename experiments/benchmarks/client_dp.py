@@ -28,11 +28,11 @@ from defenses.base import Defense
 from defenses.dp_fedavg import DPFedAvg
 from defenses.dp_fedavg_shares import DPFedAvgShares
 from defenses.dp_ftrl import DPFTRL
-from experiments.figures import BLUE, GREEN, GREY, ORANGE, PURPLE, STYLE, encoded
+from experiments.figures import BLUE, COLUMN, GREEN, GREY, ORANGE, PURPLE, STYLE, save
 from experiments.store import circumstances
 from fl_core.algorithms.fedavg import FedAvg
 from fl_core.architectures import CNN
-from fl_core.checkpoint import write_bytes, write_json, write_text
+from fl_core.checkpoint import write_json, write_text
 from fl_core.errors import InputError, check_number
 from fl_core.federation import Federation, federate, initial_state, rounds
 from fl_core.loaders import parquet
@@ -178,7 +178,7 @@ def _accuracies(points: Sequence[dict[str, Any]]) -> list[str]:
 def draw(record: dict[str, Any]) -> Figure:
     """Accuracy against ε, a line a mechanism, with the range over replicas; the level without a defence."""
     with plt.style.context(STYLE):
-        figure, axes = plt.subplots(figsize=(4.6, 2.9), layout="constrained")
+        figure, axes = plt.subplots(figsize=(COLUMN, 3.0), layout="constrained")
         for mechanism, (words, view, style) in MECHANISMS.items():
             found = [one for one in record["points"] if one["mechanism"] == mechanism and one["accuracy"]]
             if not found:
@@ -198,7 +198,7 @@ def draw(record: dict[str, Any]) -> Figure:
         ticks = sorted({one["epsilon"] for one in record["points"] if one["epsilon"] is not None})
         axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
         axes.set(xlabel=f"ε for one client, δ = {record['delta']:g}", ylabel="test accuracy", ylim=(0, 1))
-        figure.legend(loc="outside lower center", ncols=1, fontsize=6.5)
+        figure.legend(loc="outside lower center", ncols=1)
     return figure
 
 
@@ -224,11 +224,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     record = {**circumstances(torch.device("cpu")), "command": command, **measured}
     write_json(asked.out / "client_dp.json", record)
     write_text(asked.out / "client_dp.md", markdown(record))
-    figure = draw(record)
-    for kind in ("png", "pdf"):
-        write_bytes(asked.out / f"client_dp.{kind}", encoded(figure, kind))
-    plt.close(figure)
-    print(f"wrote {asked.out}/client_dp.json, .md, .png and .pdf")
+    save(draw(record), asked.out, "client_dp")
+    print(f"wrote {asked.out}/client_dp.json, .md, .png, .pdf and .csv")
 
 
 if __name__ == "__main__":

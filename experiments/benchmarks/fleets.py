@@ -30,19 +30,18 @@ from pathlib import Path
 from statistics import fmean, median
 from typing import Any
 
-import matplotlib.pyplot as plt
 import numpy as np
 import torch
 
 from attacks.metrics import mean_interval
 from defenses.base import Defense
 from experiments.benchmarks.fleets_figure import draw
-from experiments.figures import encoded
+from experiments.figures import save
 from experiments.store import circumstances
 from fl_core.algorithms.fedavg import FedAvg
 from fl_core.algorithms.fedprox import FedProx
 from fl_core.architectures import CNN
-from fl_core.checkpoint import write_bytes, write_json, write_text
+from fl_core.checkpoint import write_json, write_text
 from fl_core.data import digits
 from fl_core.devices import Devices
 from fl_core.errors import InputError, check_number
@@ -389,10 +388,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     figure = draw(record)
     write_json(asked.out / "fleets.json", record)
     write_text(asked.out / "fleets.md", markdown(record))
-    for kind in ("png", "pdf"):
-        write_bytes(asked.out / f"fleets.{kind}", encoded(figure, kind))
-    plt.close(figure)
-    print(f"wrote {asked.out}/fleets.json, .md, .png and .pdf")
+    save(figure, asked.out, "fleets")
+    print(f"wrote {asked.out}/fleets.json, .md, .png, .pdf and .csv")
 
 
 if __name__ == "__main__":

@@ -33,7 +33,7 @@ from defenses.base import Defense
 from experiments.store import circumstances
 from fl_core.algorithms.fedavg import FedAvg
 from fl_core.architectures import CNN, McMahanCNN
-from fl_core.checkpoint import write_bytes, write_json, write_text
+from fl_core.checkpoint import write_json, write_text
 from fl_core.cohort import Tile
 from fl_core.data import ImageSet
 from fl_core.errors import InputError, check_choice, check_number
@@ -339,17 +339,12 @@ def _cells(point: dict[str, Any]) -> str:
 
 
 def draw_growth(record: dict[str, Any], folder: Path) -> None:
-    """`growth.png` and `growth.pdf` in `folder`, from the record alone; the same bytes for the same record."""
+    """`growth.png`, .pdf and .csv in `folder`, from the record alone; the same bytes for the same record."""
     # Here and not above, since the process of a point would wait for what it never draws.
-    import matplotlib.pyplot as plt
-
     from experiments.benchmarks.growth_figure import draw
-    from experiments.figures import encoded
+    from experiments.figures import save
 
-    figure = draw(record)
-    for kind in ("png", "pdf"):
-        write_bytes(folder / f"growth.{kind}", encoded(figure, kind))
-    plt.close(figure)
+    save(draw(record), folder, "growth")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -381,7 +376,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     write_json(asked.out / "growth.json", record)
     write_text(asked.out / "growth.md", made + growth_markdown(record))
     draw_growth(record, asked.out)
-    print(f"wrote growth.json, growth.md, growth.png and growth.pdf in {asked.out}")
+    print(f"wrote growth.json, .md, .png, .pdf and .csv in {asked.out}")
 
 
 def _point(asked: str) -> tuple[Line, int]:

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import NullLocator
 
-from experiments.figures import BLUE, CEILING, GREEN, GREY, ORANGE, PURPLE, STYLE
+from experiments.figures import BLUE, CEILING, GREEN, GREY, ORANGE, PAGE, PURPLE, STYLE
 from experiments.studies.base import Values, rows
 from experiments.studies.panels import marks
 
@@ -81,7 +81,7 @@ EXISTENCE = (
     Shown("blind: nearest public", "blind (nearest public)", "none", "rare record", ":"),
 )
 COLUMNS: dict[str, tuple[str, str, tuple[float, float], Sequence[Shown]]] = {
-    "participation": ("Did this client take part?", "AUC", (0.4, 1.03), PARTICIPATION),
+    "participation": ("Did it take part?", "AUC", (0.4, 1.03), PARTICIPATION),
     "source": ("Whose is it?", "share named rightly", (0.0, 1.03), SOURCE),
     "properties": ("What do they hold?", "error of class shares", (0.0, 0.72), HELD),
     "existence": ("Does it exist?", "AUC", (0.3, 1.03), EXISTENCE),
@@ -92,7 +92,7 @@ COLUMNS: dict[str, tuple[str, str, tuple[float, float], Sequence[Shown]]] = {
 def draw(records: Sequence[Values], title: str) -> Figure:
     asked = [question for question in COLUMNS if any(record["question"] == question for record in records)]
     with plt.style.context(STYLE):
-        size = 1.85 * len(asked), 4.9
+        size = PAGE, 4.9
         figure, grid = plt.subplots(2, len(asked), figsize=size, layout="constrained", squeeze=False)
         for column, question in enumerate(asked):
             heading, ylabel, limits, lines = COLUMNS[question]
@@ -107,7 +107,7 @@ def draw(records: Sequence[Values], title: str) -> Figure:
             order = [line.label for line in lines]
             grid[1, column].legend(
                 handles=sorted(handles.values(), key=lambda one: (order + [one.get_label()]).index(one.get_label())),
-                fontsize=5.4, loc="upper center", bbox_to_anchor=(0.44, -0.27), borderaxespad=0.0, handlelength=2.6,
+                loc="upper center", bbox_to_anchor=(0.4, -0.27), borderaxespad=0.0, handlelength=2.6,
                 labelspacing=0.3,
             )  # fmt: skip
         figure.suptitle(f"{title}: without a defence (above), and by ε (below)")
@@ -149,9 +149,9 @@ def _panel(axes: Axes, records: Sequence[Values], lines: Sequence[Shown], over: 
         color, marker = COLORS[line.view], line.marker or MARKERS[line.view]
         look: dict[str, Any] = {"markerfacecolor": "white" if line.hollow else None, "linewidth": 0.9}
         joined = sorted(found.values(), key=lambda row: row["at"])
-        marks(axes, joined, "at", color=color, marker=marker, linestyle=line.linestyle, **look)
         if apart is not None and line.only is None:
-            marks(axes, [apart], "at", color=color, marker=marker, **look)
+            joined += [apart | dict.fromkeys(("at", "value", "low", "high")), apart]  # not joined: a gap before it
+        marks(axes, joined, "at", color=color, marker=marker, linestyle=line.linestyle, label=line.label, **look)
         look |= {"marker": marker, "markersize": 3.2, "linestyle": line.linestyle}
         handles.append(Line2D([], [], color=color, label=line.label, **look))
     return handles + _references(axes, shown, places, over)

@@ -159,7 +159,7 @@ def _pictures(axes: Axes, records: Sequence[Values]) -> None:
         found = rows(records, **about, **fields)
         marks(axes, found, "cohort", color=color, marker=marker, label=words, linestyle=line)
     axes.axhline(EXACT_DB, color="0.75", linewidth=0.8, zorder=0)
-    axes.text(1, EXACT_DB + 2, "exact", fontsize=5.5, color="0.4")
+    axes.text(1, EXACT_DB + 2, "exact", fontsize=6, color="0.4")
     axes.set_ylim(0, 112)
     below(axes)
 

@@ -119,9 +119,9 @@ def _noise(axes: Axes, records: Sequence[Values]) -> None:
     look = LOOKS[SPARSE] | {"linestyle": "--", "markerfacecolor": "white"}
     line(axes, each, "epsilon", markersize=4, label="sparse, each update", **look)
     _epsilon_axis(axes, "d  Noise in shares: pictures", "share recognised")
-    axes.set_ylim(-0.02, 1.45)
+    axes.set_ylim(-0.02, 1.75)
     axes.set_yticks(np.linspace(0, 1, 6))
-    axes.legend(loc="upper left", ncols=2)
+    axes.legend(loc="upper left")
 
 
 def _labels(axes: Axes, records: Sequence[Values]) -> None:
@@ -166,7 +166,7 @@ def _layer(axes: Axes, records: Sequence[Values]) -> None:
     for name, (cosine, rank, fired) in _scores(records).items():
         shown = [(f"{cosine:.2f}", cosine > 0.99), (number(rank, 2), rank < 1.5), (f"{fired:.1%}", fired < 0.05)]
         lines.append([(name, None), *shown])
-    cells(axes, ["layer", "cosine", "rank", "fired"], [0.42, 0.2, 0.16, 0.22], lines)
+    cells(axes, ["layer", "cosine", "rank", "fired"], [0.44, 0.22, 0.16, 0.18], lines)
     axes.set_title("h  What a client could see", loc="left", pad=16)
 
 

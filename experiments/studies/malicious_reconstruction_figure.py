@@ -160,7 +160,7 @@ def _examples(axes: Axes, records: Sequence[Values]) -> None:
     promised = sorted((float(name) for name in kept if name not in ("truth", "none")), reverse=True)
     columns += [(f"ε =\n{_short(epsilon)}", kept[f"{epsilon:g}"]) for epsilon in promised]
     pictures(axes, columns)
-    axes.set_title("f  Masked sum, sparse", loc="left", pad=16)
+    axes.set_title("f  Masked sum, sparse", loc="left", pad=20)
 
 
 def _noticed(axes: Axes, records: Sequence[Values]) -> None:

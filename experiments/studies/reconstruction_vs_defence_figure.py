@@ -30,8 +30,8 @@ def draw(records: Sequence[Values], title: str) -> Figure:
     attacks = list(dict.fromkeys(record["attack"] for record in records))
     plain = [point for point in defences(records) if point[2] is None]
     with plt.style.context(STYLE):
-        figure = plt.figure(figsize=(PAGE, 10.4), layout="constrained")
-        parts: Any = figure.subfigures(3, 1, height_ratios=[5.6, 2.0, 3.0])
+        figure = plt.figure(figsize=(PAGE, 9.2), layout="constrained")
+        parts: Any = figure.subfigures(3, 1, height_ratios=[5.2, 1.9, 3.5])
         lines, heat, shown = parts
         grid = lines.subplots(3, 3, sharex=True)
         for row, defence in zip(grid, PRIVATE, strict=True):
@@ -146,7 +146,7 @@ def _heat(
                 f"{value:.{digits}f}",
                 ha="center",
                 va="center",
-                fontsize=5.5,
+                fontsize=6,
                 color="k" if bright else "w",
             )
     axes.set_xticks(range(len(points)), [called(point) for point in points], rotation=35, ha="right")
