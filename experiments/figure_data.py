@@ -77,7 +77,7 @@ def _about(axes: Axes, panels: Sequence[Axes], number: int) -> Point:
         return " ".join(next((one for one in words if one), "").split())
 
     return {
-        "panel": first(_title, above) or f"panel {number + 1}",
+        "panel": first(_title, above, beside) or f"panel {number + 1}",
         "x axis": first(lambda one: one.get_xlabel(), above[::-1]),
         "y axis": first(lambda one: one.get_ylabel(), beside),
     }
@@ -223,7 +223,8 @@ def _names(figure: Figure) -> dict[Any, str]:
 
 
 def _name(artist: Any, line: Line2D | None, names: dict[Any, str]) -> str:
-    label = str(artist.get_label() or "")
+    """What a series is called: its `gid`, where it has no place in a legend; its label; or a legend's word for its look."""
+    label = str(artist.get_gid() or artist.get_label() or "")
     if label and not label.startswith("_"):
         return label
     return names.get(style_of(line), "") if line is not None else ""

@@ -9,6 +9,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from experiments.collect import CellResult
+from experiments.figure_data import DECORATION
 from experiments.figures import COLUMN, PAGE, STYLE, looks_of
 from experiments.scoring import Row
 
@@ -50,7 +51,7 @@ def by_variant(cells: Sequence[CellResult], title: str) -> Figure | None:
                     **look | {"linestyle": "none"},
                 )  # fmt: skip
             for place in range(1, len(cells)):
-                axis.axhline(place - 0.5, color="0.9", linewidth=0.6, zorder=0)
+                axis.axhline(place - 0.5, color="0.9", linewidth=0.6, zorder=0, label=DECORATION)
             axis.axvline(0.5 if metric == "auc" else fpr, color="0.7", linewidth=0.8, zorder=0)
             axis.set_xlabel("AUC" if metric == "auc" else f"TPR at {fpr:.3g} FPR")
             axis.set_title(words[group], loc="left")

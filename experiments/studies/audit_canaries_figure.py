@@ -73,9 +73,10 @@ def _panel(axes: Axes, found: Sequence[Values]) -> None:
         at = np.array([one["epsilon"] for one in mine]) * 1.06 ** (number - 2)
         axes.plot(at, [one["value"] for one in mine], markersize=3.2, linewidth=0.9, label=name, clip_on=False, **look)
         if name in ("two worlds", "one run") and mine:
-            label = "most that two worlds / one run can show" if name == "two worlds" else None
+            stroke = ":" if name == "two worlds" else (0, (4, 1, 1, 1, 1, 1))
+            most = [one["ceiling"] for one in mine]
             axes.plot(
-                at, [one["ceiling"] for one in mine], color=look["color"], linestyle=":", linewidth=0.8, label=label
+                at, most, color=look["color"], linestyle=stroke, linewidth=0.8, label=f"most that {name} can show"
             )
     axes.xaxis.set_major_locator(FixedLocator(ticks))
     axes.xaxis.set_major_formatter(FixedFormatter([f"{tick:g}" for tick in ticks]))

@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import NullLocator
 
+from experiments.figure_data import DECORATION
 from experiments.figures import BLUE, CEILING, GREEN, GREY, ORANGE, PAGE, PURPLE, STYLE
 from experiments.studies.base import Values, rows
 from experiments.studies.panels import marks
@@ -128,7 +129,7 @@ def _panel(axes: Axes, records: Sequence[Values], lines: Sequence[Shown], over: 
         units = {record["unit"] for record in noisy}
         whose = {("client",): " for a client", ("example",): " for an example"}.get(tuple(units), "")
         axes.set_xlabel(f"ε{whose}, {' or '.join(map(str, sorted(at)))} clients")
-        axes.axvline(len(epsilons) - 0.5, color="0.9", linewidth=3, zorder=0)
+        axes.axvline(len(epsilons) - 0.5, color="0.9", linewidth=3, zorder=0, label=DECORATION)
     else:
         counts = sorted({record["clients"] for record in shown})
         places = {count: place for place, count in enumerate(counts)}
@@ -169,7 +170,7 @@ def _references(axes: Axes, records: Sequence[Values], places: dict[Any, int], o
     ceilings = {places[row[over]]: row["ceiling"] for row in rows(records) if row["ceiling"] is not None}
     if ceilings:
         at = sorted(ceilings)
-        axes.plot(at, [ceilings[one] for one in at], color="black", **CEILING)
+        axes.plot(at, [ceilings[one] for one in at], color="black", gid="ceiling", **CEILING)
         noisy = [row for row in rows(records) if row["epsilon"] is not None]
         bare = any(row["ceiling"] is None for row in noisy if row["view"] == "secure_server")
         words = "ceiling for who sees models" if bare else "ceiling that ε allows"

@@ -64,7 +64,7 @@ def _known(axes: Axes, records: Sequence[Values]) -> None:
             color, marker = COLORS[number], MARKERS[number]
             label = f"d = {dimension}, {words}"
             marks(axes, found, "cohort", color=color, marker=marker, label=label, markerfacecolor=face)
-            predicted(axes, found, color, linestyle=line)
+            predicted(axes, found, color, linestyle=line, gid=f"{label}, predicted")
     below(axes, 2)
 
 
@@ -85,7 +85,7 @@ def _attacks(axes: Axes, records: Sequence[Values]) -> None:
         found = rows(records, **about, attack=attack, knowledge=knowledge)
         face = "white" if attack == "cosine" else None
         marks(axes, found, "cohort", color=color, marker=marker, label=words, markerfacecolor=face)
-        predicted(axes, found, color)
+        predicted(axes, found, color, gid=f"{words}, predicted")
     below(axes)
 
 
@@ -100,24 +100,25 @@ def _settings(axes: Axes, records: Sequence[Values]) -> None:
         more = f", {steps} steps" if steps > 1 else ""
         label = f"{words}, {model} model{more}"
         marks(axes, found, "cohort", color=color, marker=marker, label=label)
-        predicted(axes, found, color)
+        predicted(axes, found, color, gid=f"{label}, predicted")
     below(axes)
 
 
 def _noise(axes: Axes, records: Sequence[Values], metric: str, title: str, ylabel: str) -> None:
     _frame(axes, title, ylabel, low=0.45 if metric == "auc" else -0.02)
     plain = rows(records, kind="noise", epsilon=None, metric=metric)
-    marks(axes, plain, "cohort", color="black", marker="x")
-    predicted(axes, plain, "black")
+    marks(axes, plain, "cohort", color="black", marker="x", gid="masks alone")
+    predicted(axes, plain, "black", gid="masks alone, predicted")
     epsilons = sorted({row["epsilon"] for row in rows(records, kind="noise") if row["epsilon"] is not None})
-    for epsilon, color, marker in zip(epsilons, (BLUE, GREEN, ORANGE), MARKERS, strict=False):
+    for number, (epsilon, color, marker) in enumerate(zip(epsilons, (BLUE, GREEN, ORANGE), MARKERS, strict=False)):
         for view, line, face in (("server", "--", "white"), ("secure_server", "-", None)):
             found = rows(records, kind="noise", epsilon=epsilon, view=view, metric=metric)
-            marks(axes, found, "cohort", color=color, marker=marker, markerfacecolor=face)
-            predicted(axes, found, color, linestyle=line)
+            words = f"ε = {epsilon:g}, {view.replace('_', ' ')}"
+            marks(axes, found, "cohort", color=color, marker=marker, markerfacecolor=face, gid=words)
+            predicted(axes, found, color, linestyle=line, gid=f"{words}, predicted")
         axes.plot(
             [found[0]["cohort"], found[-1]["cohort"]], [found[0]["ceiling"]] * 2,
-            color=color, linestyle=(0, (1, 1.5)), linewidth=0.9,
+            color=color, linestyle=(0, (1, 1 + number)), linewidth=0.9, gid=f"ceiling of ε = {epsilon:g}",
         )  # fmt: skip
     handles = [Line2D([], [], color="black", marker="x", markersize=3.2, linewidth=0.9, label="masks alone")]
     handles += [

@@ -92,7 +92,8 @@ def _by_regime(axes: Axes, records: Sequence[Values], metric: str, **wanted: Any
         if metric == "auc":
             bare = rows(records, metric=metric, **about, source="sums")
             axes.plot([row["rounds"] for row in bare], [row["value"] for row in bare], color=color, linestyle=":",
-                      linewidth=0.9)  # fmt: skip
+                      marker=marker, markersize=2.5, markerfacecolor="white", linewidth=0.9,
+                      gid=f"{words}, from the sums")  # fmt: skip
     below(axes)
 
 
@@ -113,7 +114,9 @@ def _noise(axes: Axes, records: Sequence[Values]) -> None:
     handles: list[Line2D] = []
     noisy = [record for record in records if record["epsilon"] is not None]
     epsilons = sorted({record["epsilon"] for record in noisy})
-    for epsilon, color, marker in zip(epsilons, (BLUE, ORANGE, PURPLE), ("o", "^", "D"), strict=False):
+    for number, (epsilon, color, marker) in enumerate(
+        zip(epsilons, (BLUE, ORANGE, PURPLE), ("o", "^", "D"), strict=False)
+    ):
         for scheme, source, line, face in (
             ("uniform", "recovered", "-", None),
             ("batches", "recovered", "--", None),
@@ -121,9 +124,13 @@ def _noise(axes: Axes, records: Sequence[Values]) -> None:
         ):
             found = rows(noisy, epsilon=epsilon, scheme=scheme, source=source, metric="auc")
             if found:
-                _line(axes, found, color, marker, "", linestyle=line, markerfacecolor=face)
+                words = f"ε = {epsilon:g}, {scheme}, {source}"
+                _line(axes, found, color, marker, "", linestyle=line, markerfacecolor=face, gid=words)
         ceiling = next(record["ceiling"] for record in noisy if record["epsilon"] == epsilon)
-        axes.axhline(ceiling, color=color, linestyle=(0, (1, 1.5)), linewidth=0.8, zorder=0)
+        axes.axhline(
+            ceiling, color=color, linestyle=(0, (1, 1 + number)), linewidth=0.8, zorder=0,
+            gid=f"ceiling of ε = {epsilon:g}",
+        )  # fmt: skip
         handles.append(
             Line2D([], [], color=color, marker=marker, markersize=3.4, linestyle="none", label=f"ε = {epsilon:g}")
         )

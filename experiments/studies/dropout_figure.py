@@ -11,6 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from attacks.pictures import EXACT_DB, RECOGNISED_DB
+from experiments.figure_data import DECORATION
 from experiments.figures import BLUE, GREEN, GREY, ORANGE, PAGE, STYLE
 from experiments.studies.base import Values, rows
 from experiments.studies.drawing import cells, entry, line, markdown, number, pictures
@@ -61,7 +62,7 @@ def draw(study: Dropout, records: Sequence[Values], title: str) -> Figure:
             ceiling = sorted(rows(records, metric="auc ceiling", server=name), key=lambda one: float(one["survivors"]))
             at, most = [one["survivors"] for one in ceiling], [one["value"] for one in ceiling]
             style = ":" if name == FOR_ALL else (0, (1, 3))
-            member.plot(at, most, color=LOOKS[name]["color"], linewidth=0.8, linestyle=style)
+            member.plot(at, most, color=LOOKS[name]["color"], linewidth=0.8, linestyle=style, gid=f"ceiling, {name}")
         above = member.plot([], [], color="0.3", linewidth=0.8, linestyle=":", label="ceiling of the same ρ")
         member.legend(handles=above, loc="lower left")
         member.axhline(0.5, color="0.7", linewidth=0.8, zorder=0)
@@ -88,7 +89,7 @@ def _panel(study: Dropout, axes: Axes, records: Sequence[Values], metric: str, w
         if level:
             axes.axhline(float(np.mean(level)), linewidth=1, label=_words(study)[name], **look)
     for threshold in sorted({one.threshold for one in _variants(study)} - {1}):
-        axes.axvline(threshold - 0.5, color="0.85", linewidth=3, zorder=0)
+        axes.axvline(threshold - 0.5, color="0.85", linewidth=3, zorder=0, label=DECORATION)
     axes.set_xticks([1, *range(5, study.clients + 1, 5)])
     axes.set(xlabel=f"survivors of {study.clients}", ylabel=words)
     axes.set_title(heading, loc="left")

@@ -65,13 +65,15 @@ def _crowd(study: ImprintSum, axes: Axes, records: Sequence[Values], kind: Kind,
     colors = plt.get_cmap("viridis")(np.linspace(0.0, 0.85, len(study.bins)))
     least, most = min(study.clients) * study.batch, max(study.clients) * study.batch
     dense = np.geomspace(least, most, 60)
-    for color, marker, bins in zip(colors, "osD^v<>", study.bins, strict=False):
+    for number_, (color, marker, bins) in enumerate(zip(colors, "osD^v<>", study.bins, strict=False)):
         found = [
             one | {"pictures": one["clients"] * study.batch}
             for one in rows(records, part="crowd", metric="recovered", kind=kind, bins=bins)
         ]
         line(axes, found, "pictures", color=color, marker=marker, linestyle="none", markersize=4, label=f"{bins} units")
-        axes.plot(dense, [alone(kind, bins, count) for count in dense], color=color, **THEORY)
+        axes.plot(dense, [alone(kind, bins, count) for count in dense], color=color, linewidth=0.8, linestyle=(0, (1, 1 + number_)),
+            gid=f"closed form, {bins} units",
+        )  # fmt: skip
     axes.plot([], [], color="0.3", **THEORY, label="closed form")
     axes.set_xscale("log", base=4)
     axes.set_xticks([count * study.batch for count in study.clients])

@@ -71,7 +71,14 @@ def _goal(study: MaliciousReconstruction, axes: Axes, records: Sequence[Values])
                 bars = [[one["value"] - one["low"]], [one["high"] - one["value"]]]
                 label = name if not place else None
                 axes.errorbar(
-                    place + shift, one["value"], yerr=bars, capsize=2, markersize=4, label=label, **LOOKS[name]
+                    place + shift,
+                    one["value"],
+                    yerr=bars,
+                    capsize=2,
+                    markersize=4,
+                    label=label,
+                    gid=name,
+                    **LOOKS[name],
                 )
     axes.set_xticks(range(3), ["float64", "float32", "float32,\nmasked"])
     axes.set_xlim(-0.5, 2.5)
@@ -146,7 +153,7 @@ def _beside(axes: Axes, found: Sequence[Values], x: str) -> None:
     for name, words in ((LOKI, "LOKI"), (SPARSE, "not split")):
         mine = sorted((one for one in found if one["attack"] == name), key=lambda one: float(one[x]))
         line(axes, mine, x, markersize=4, label=words, **LOOKS[name])
-        axes.plot([one[x] for one in mine], [one["expected"] for one in mine], **THEORY)
+        axes.plot([one[x] for one in mine], [one["expected"] for one in mine], gid=f"closed form, {words}", **THEORY)
     axes.plot([], [], **THEORY, label="closed form")
     axes.set_yticks(np.linspace(0, 1, 6))
     axes.set_ylabel("share recovered")

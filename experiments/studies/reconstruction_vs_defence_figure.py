@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import NullLocator
 
+from experiments.figure_data import DECORATION
 from experiments.figures import BLUE, GREEN, GREY, ORANGE, PAGE, PURPLE, SKY, STYLE
 from experiments.studies.base import Values, rows
 from experiments.studies.drawing import entry, markdown, number, pictures
@@ -99,9 +100,11 @@ def _over_epsilon(axes: Axes, records: Sequence[Values], attacks: Sequence[str],
         value, low, high = (
             np.array([one[field] for _, one in pairs], dtype=float) for field in ("value", "low", "high")
         )
-        bars = np.maximum([value - low, high - value], 0)
-        axes.errorbar(x, value, yerr=bars, color=color, marker=marker, markersize=2.5, linestyle="none", elinewidth=0.6)
-        axes.plot(x[:-1], value[:-1], color=color, linewidth=0.8)
+        bars = np.insert(np.maximum([value - low, high - value], 0), len(x) - 1, np.nan, axis=1)
+        x, value = (np.insert(one, len(x) - 1, np.nan) for one in (x, value))  # ε = ∞ is no step along the axis
+        axes.errorbar(
+            x, value, yerr=bars, color=color, marker=marker, markersize=2.5, linewidth=0.8, elinewidth=0.6, gid=name
+        )
     if metric == "psnr":
         for blind, style in (("blind (nearest public image)", ":"), ("blind (mean image)", "--")):
             level = [row["value"] for row in rows(records, defence=defence, by=blind, metric=metric)]
@@ -115,10 +118,10 @@ def _over_epsilon(axes: Axes, records: Sequence[Values], attacks: Sequence[str],
     if ceilings:
         axes.plot(
             [np.log2(one) for one in sorted(ceilings)], [ceilings[one] for one in sorted(ceilings)], color="black",
-            linestyle=(0, (1, 1)), marker="_", linewidth=1,
+            linestyle=(0, (1, 1)), marker="_", linewidth=1, gid="the most that ε allows",
         )  # fmt: skip
     if len(ticks) > 1:
-        axes.axvline(float(ticks[-2:].mean()), color="0.88", linewidth=4, zorder=0)
+        axes.axvline(float(ticks[-2:].mean()), color="0.88", linewidth=4, zorder=0, label=DECORATION)
     axes.set_xticks(ticks, [*(f"{one:g}" for one in finite), "∞"])
     axes.xaxis.set_minor_locator(NullLocator())
 
