@@ -223,8 +223,8 @@ def _names(figure: Figure) -> dict[Any, str]:
 
 
 def _name(artist: Any, line: Line2D | None, names: dict[Any, str]) -> str:
-    """What a series is called: its `gid`, where it has no place in a legend; its label; or a legend's word for its look."""
-    label = str(artist.get_gid() or artist.get_label() or "")
+    """What a series is called: its `gid`, its label, or a legend's word for its look."""
+    label = str((line.get_gid() if line is not None else None) or artist.get_label() or "")
     if label and not label.startswith("_"):
         return label
     return names.get(style_of(line), "") if line is not None else ""

@@ -139,7 +139,7 @@ def write(configs: Sequence[Mapping[str, Any]], folder: Path, command: str = "")
 def draw_again(folder: Path, out: Path) -> list[str]:
     """The files of `folder` from its counts alone, into `out`; returns their names. InputError for damaged counts."""
     try:
-        made = [_deal(one) for one in read_json(folder / RECORD)["deals"]]
+        made = [deal_of(one) for one in read_json(folder / RECORD)["deals"]]
     except (OSError, ValueError, KeyError, TypeError):
         raise InputError(f"{folder / RECORD} is damaged; delete it and run experiments.holdings again") from None
     return save(draw(made), out, NAME, as_csv(made))
@@ -149,7 +149,8 @@ def _plain(one: Deal) -> dict[str, Any]:
     return {name: value.tolist() if isinstance(value, np.ndarray) else value for name, value in vars(one).items()}
 
 
-def _deal(kept: Mapping[str, Any]) -> Deal:
+def deal_of(kept: Mapping[str, Any]) -> Deal:
+    """A deal as `write` put it down."""
     arrays = {name: np.array(kept[name], dtype=np.int64) for name in ("counts", "canaries", "nobody")}
     rare = kept["rare"]
     lists = {name: tuple(kept[name]) for name in ("clients", "classes")}

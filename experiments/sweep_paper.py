@@ -7,6 +7,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from matplotlib.figure import Figure
+
 from experiments import figures, record, store, tables
 from experiments.collect import CellResult, alarms, ordered, stored
 from experiments.field_figure import by_field
@@ -98,13 +100,14 @@ def _missing(failed: Sequence[Failed]) -> str:
     return "\n".join(["\n## Cells that failed\n", *(f"- `{one.cell}`: {one.error}" for one in failed), ""])
 
 
-def _figures(cells: Sequence[CellResult], out: Path, title: str) -> list[str]:
+def figures_of(cells: Sequence[CellResult], title: str) -> dict[str, Figure | None]:
+    """A sweep's figures by name, None for those that its cells do not call for."""
     varied = any(cell.variant for cell in cells)
     field = by_field(cells, title)
     # Over one ε alone, the figure by that field says all that those by view or variant would.
     said = field is not None and len({cell.epsilon for cell in cells}) == 1
     defended = len({(cell.facts["defense"], cell.epsilon) for cell in cells})
-    drawn = {
+    return {
         "leakage_vs_epsilon": None if varied else leakage_vs_epsilon(cells, title),
         "roc": None if varied else roc(cells, title),
         "front": front(cells, title, attack=tables.headline_attack(cells)) if defended > 2 else None,
@@ -115,8 +118,11 @@ def _figures(cells: Sequence[CellResult], out: Path, title: str) -> list[str]:
         "by_view_ordinary": None if said else by_view(cells, title, "ordinary"),
         "by_variant": None if said or len(views_of(cells)) > 1 else by_variant(cells, title),
     }
+
+
+def _figures(cells: Sequence[CellResult], out: Path, title: str) -> list[str]:
     written = []
-    for name, figure in drawn.items():
+    for name, figure in figures_of(cells, title).items():
         if figure is None:
             figures.remove(out, name)
         else:

@@ -45,7 +45,7 @@ def draw(records: Sequence[Values], title: str) -> Figure:
             axes.set_yscale("log")
             axes.axhline(1, color="0.75", linewidth=0.8, zorder=0)
         _membership(early, records)
-        _frame(early, "d  Membership, new model, slow steps", "AUC", lengths)
+        _frame(early, "d  Membership, slow steps", "AUC", lengths)
         _by_regime(regimes, records, "auc", source="recovered")
         _frame(regimes, "e  Membership, cohorts drawn anew", "AUC", lengths)
         _noise(noisy, records)

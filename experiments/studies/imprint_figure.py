@@ -71,7 +71,8 @@ def _crowd(study: ImprintSum, axes: Axes, records: Sequence[Values], kind: Kind,
             for one in rows(records, part="crowd", metric="recovered", kind=kind, bins=bins)
         ]
         line(axes, found, "pictures", color=color, marker=marker, linestyle="none", markersize=4, label=f"{bins} units")
-        axes.plot(dense, [alone(kind, bins, count) for count in dense], color=color, linewidth=0.8, linestyle=(0, (1, 1 + number_)),
+        axes.plot(dense, [alone(kind, bins, count) for count in dense], color=color, linewidth=0.8,
+            linestyle=(0, (1, 1 + number_)),
             gid=f"closed form, {bins} units",
         )  # fmt: skip
     axes.plot([], [], color="0.3", **THEORY, label="closed form")
