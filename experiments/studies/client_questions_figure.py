@@ -59,14 +59,17 @@ SOURCE = (
 )
 HELD = (
     *(
-        Shown(f"{words}, {how}", f"{attack}, {reads}", view, knowledge, line, bool(line != "-"), marker, unit, only)
-        for words, reads, view, knowledge in (
-            ("server", "update", "server", "each client"), ("sums", "sum", "secure_server", "the cohort"),
+        Shown(
+            f"{words}, {how}", f"{attack}, {reads}", view, knowledge, line, bool(line != "-"),
+            apart if unit == "client" else None, unit, only,
         )
-        for how, attack, line, marker, unit, only in (
-            ("regression", "output layer regression", "-", None, "example", None),
-            ("counts", "label counts", "--", None, "example", "clients"),
-            ("ε for a client", "output layer regression", ":", "v", "client", "epsilon"),
+        for words, reads, view, knowledge, apart in (
+            ("server", "update", "server", "each client", "v"), ("sums", "sum", "secure_server", "the cohort", "<"),
+        )
+        for how, attack, line, unit, only in (
+            ("regression", "output layer regression", "-", "example", None),
+            ("counts", "label counts", "--", "example", "clients"),
+            ("ε for a client", "output layer regression", ":", "client", "epsilon"),
         )
     ),
     Shown("blind: mean, client", "blind (mean share)", "none", "each client", ":"),

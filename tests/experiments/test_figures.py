@@ -50,7 +50,8 @@ def looks(axes: Axes) -> list[tuple[str, tuple[object, ...], str]]:
         parts |= set(container.get_children())
         if isinstance(container, ErrorbarContainer):
             found.append((container.lines[0].get_gid() or container.get_label(), container.lines[0]))
-    lines = [line for line in axes.lines if line not in parts and line.get_label() != DECORATION]
+    drawn = (line for line in axes.lines if len(line.get_xydata()))
+    lines = [line for line in drawn if line not in parts and line.get_label() != DECORATION]
     found += [(line.get_gid() or line.get_label(), line) for line in lines]
     return [(name, _in_grey(line), line.get_color()) for name, line in found if name and not name.startswith("_")]
 
