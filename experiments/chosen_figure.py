@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from functools import partial
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import matplotlib.pyplot as plt
@@ -87,7 +86,7 @@ def leakage(
         bottom = axes[-1]
         mark_axis(bottom, cells, "test accuracy", "Utility")
         for number, variant in enumerate(variants):
-            pick = partial(_of, variant, question="utility", metric="accuracy")
+            pick = _of(variant, question="utility", metric="accuracy")
             line(bottom, cells, pick, label=variant or "model", **LOOKS[number % len(LOOKS)])
         bottom.set_ylim(0, 1.02)
         protects = {cell.account["protects"] for cell in cells}
@@ -104,37 +103,44 @@ def leakage(
     return figure
 
 
-def _of(variant: str, cell: CellResult, **wanted: Any) -> Row | None:
-    return cell.row(**wanted) if cell.variant == variant else None
+def _of(variant: str, **wanted: Any) -> Callable[[CellResult], Row | None]:
+    """What picks the wanted row from the cells of a variant, and nothing from others."""
+
+    def pick(cell: CellResult) -> Row | None:
+        return cell.row(**wanted) if cell.variant == variant else None
+
+    return pick
 
 
 def _measured(
     axes: Axes, cells: Sequence[CellResult], variants: Sequence[str], attack: str, group: str, metric: str
 ) -> None:
     """The attack's lines with bands and the ceiling of the first variant, and that variant's blind guesses."""
-    x, wanted = positions(cells)[0], {"question": "membership", "metric": metric, "group": group}
+    x = positions(cells)[0]
+    wanted: dict[str, Any] = {"question": "membership", "metric": metric, "group": group}
     for number, variant in enumerate(variants):
-        look, pick = LOOKS[number % len(LOOKS)], partial(_of, variant, attack=attack, **wanted)
+        look, pick = LOOKS[number % len(LOOKS)], _of(variant, attack=attack, **wanted)
         rows = [pick(cell) for cell in cells]
         _band(axes, x, cells, rows, look["color"])
         line(axes, cells, pick, label=variant or attack, **look)
         known = [(at, row.ceiling) for at, row in zip(x, rows, strict=True) if row and row.ceiling is not None]
         if known and number == 0:
-            shade_above(axes, *map(np.array, zip(*known, strict=True)))
+            shade_above(axes, known)
     blind = [name for name in cells[0].attacks() if name.startswith("blind")]
     for name, look in looks_of(blind).items():
-        line(axes, cells, partial(_of, variants[0], attack=name, **wanted), label=name, **look)
+        line(axes, cells, _of(variants[0], attack=name, **wanted), label=name, **look)
 
 
 def _band(axes: Axes, x: Any, cells: Sequence[CellResult], rows: Sequence[Row | None], color: str) -> None:
     """The interval, filled along the finite ε."""
-    known: list[tuple[float, Any, Any]] = [
-        (at, row.low, row.high)
-        for at, cell, row in zip(x, cells, rows, strict=True)
+    known = [
+        (place, row.low, row.high)
+        for place, cell, row in zip(x, cells, rows, strict=True)
         if row is not None and row.value is not None and math.isfinite(cell.epsilon)
     ]
     if len(known) > 1:
-        axes.fill_between(*map(np.array, zip(*known, strict=True)), color=color, alpha=0.15, linewidth=0)
+        at, low, high = map(np.array, zip(*known, strict=True))
+        axes.fill_between(at, low, high, color=color, alpha=0.15, linewidth=0)
 
 
 def _audits(cells: Sequence[CellResult], variant: str, attack: str, view: str) -> list[Audit | None]:

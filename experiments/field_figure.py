@@ -154,10 +154,11 @@ def _line(
             found.append((axis.place(value), row.value, row.low, row.high))
     if not found:
         return
-    at, value, low, high = map(np.array, zip(*sorted(found), strict=True))
+    places, values, low, high = map(np.array, zip(*sorted(found), strict=True))
     spread = 0.008 * (max(map(axis.place, axis.values)) - min(map(axis.place, axis.values)))
     look = {"markersize": 3, "linewidth": 1, "elinewidth": 0.7} | style
-    axes.errorbar(at + spread * (number - 3), value, yerr=np.maximum([value - low, high - value], 0), **look)
+    bars = np.maximum([values - low, high - values], 0)
+    axes.errorbar(places + spread * (number - 3), values, yerr=bars, **look)
 
 
 def _frame(axes: Axes, axis: Along, ylabel: str, title: str) -> None:

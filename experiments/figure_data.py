@@ -20,6 +20,7 @@ from matplotlib.container import BarContainer, ErrorbarContainer
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedFormatter, FuncFormatter
+from numpy.typing import NDArray
 
 HEADS = (
     "panel", "x axis", "y axis", "series", "x", "x name", "x low", "x high", "y", "y name", "y low", "y high", "value",
@@ -110,12 +111,13 @@ def series_of(axes: Axes, names: dict[Any, str] | None = None) -> list[tuple[str
     names = names or {}
     found: list[tuple[str, list[Point]]] = []
     parts: set[Any] = set()
-    marked: set[tuple[float, float]] = set()
+    marked: set[tuple[str, float, float]] = set()
     for container in axes.containers:
         parts |= set(container.get_children())
         if isinstance(container, ErrorbarContainer):
             listed = _bars(container)
-            marked |= {(one["x"], one["y"]) for one in listed}
+            color = to_hex(container.lines[0].get_color())
+            marked |= {(color, one["x"], one["y"]) for one in listed}
             found.append((_name(container, container.lines[0], names), listed))
         elif isinstance(container, BarContainer):
             found.append((_name(container, None, names), _columns(container)))
@@ -125,10 +127,11 @@ def series_of(axes: Axes, names: dict[Any, str] | None = None) -> list[tuple[str
     barred = {_ends(point) for _, listed in found for point in listed}
     bands = [band for band in bands if not all(_ends(point) in barred for point in band)]
     for line in axes.lines:
-        if line in parts or line.get_label() == DECORATION or not len(line.get_xydata()):
+        if line in parts or line.get_label() == DECORATION or not len(_data(line)):
             continue
         listed = _line(line, axes)
-        if len(listed) > 1 and marked and all((one["x"], one["y"]) in marked for one in listed):
+        color = to_hex(line.get_color())
+        if len(listed) > 1 and all((color, one.get("x"), one.get("y")) in marked for one in listed):
             continue
         for band in [one for one in bands if [at["x"] for at in one] == [at.get("x") for at in listed]]:
             inside = all(low["y low"] <= at["y"] <= low["y high"] for low, at in zip(band, listed, strict=True))
@@ -143,7 +146,7 @@ def series_of(axes: Axes, names: dict[Any, str] | None = None) -> list[tuple[str
             at = np.ma.getdata(collection.get_offsets())
             found.append((_name(collection, None, names), [{"x": float(x), "y": float(y)} for x, y in at]))
     for image in axes.images:
-        array = np.ma.filled(np.ma.asarray(image.get_array(), dtype=float), np.nan)
+        array: NDArray[np.float64] = np.ma.filled(np.ma.asarray(image.get_array(), dtype=float), np.nan)
         if array.ndim == 2 and image.get_cmap().name not in ("gray", "grey"):
             cells = [{"x": float(x), "y": float(y), "value": float(one)} for (y, x), one in np.ndenumerate(array)]
             found.append(("", [cell for cell in cells if not np.isnan(cell["value"])]))
@@ -156,7 +159,8 @@ def _bars(container: ErrorbarContainer) -> list[Point]:
     listed: list[Point] = [{"x": float(x), "y": float(y)} for x, y in _data(data)]
     for stem, axis in zip(stems, _directions(container, stems), strict=True):
         for point, path in zip(listed, stem.get_paths(), strict=True):
-            low, high = path.vertices[:, axis] if len(path.vertices) else (np.nan, np.nan)
+            ends = np.asarray(path.vertices)
+            low, high = ends[:, axis] if len(ends) else (np.nan, np.nan)
             point |= {f"{'xy'[axis]} low": float(low), f"{'xy'[axis]} high": float(high)}
     return [one for one in listed if not np.isnan([one["x"], one["y"]]).any()]  # a gap in a line is no point
 
@@ -196,7 +200,7 @@ def _band(collection: PolyCollection) -> list[Point]:
     """What `fill_between` fills: at each x its lower and upper end."""
     ends: dict[float, list[float]] = {}
     for path in collection.get_paths():
-        for x, y in path.vertices:
+        for x, y in np.asarray(path.vertices):
             ends.setdefault(float(x), []).append(float(y))
     return [{"x": x, "y low": min(ys), "y high": max(ys)} for x, ys in ends.items()]
 

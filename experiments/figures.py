@@ -78,7 +78,7 @@ def line(axes: Axes, cells: Sequence[CellResult], pick: Callable[[CellResult], R
     value, low, high = (np.array([getattr(rows[i], f) for i in shown], dtype=float) for f in ("value", "low", "high"))
     at = x[shown] + style.pop("shift", 0.0)
     at, value, low, high = (np.insert(one, apart, np.nan) for one in (at, value, low, high))  # a gap in the line
-    look = {"linestyle": "-", "linewidth": 1, "elinewidth": 0.8} | style
+    look: dict[str, Any] = {"linestyle": "-", "linewidth": 1, "elinewidth": 0.8} | style
     axes.errorbar(at, value, yerr=np.maximum([value - low, high - value], 0), **look)
 
 
@@ -91,8 +91,9 @@ def looks_of(names: Sequence[str]) -> dict[str, dict[str, Any]]:
     }
 
 
-def shade_above(axes: Axes, x: Any, y: Any, top: float = 1.02) -> None:
-    """A ceiling, and grey for what lies beyond it."""
+def shade_above(axes: Axes, ceilings: Sequence[tuple[float, float]], top: float = 1.02) -> None:
+    """Ceilings (x, y) as a line, and grey for what lies beyond it."""
+    x, y = map(np.array, zip(*ceilings, strict=True))
     axes.plot(x, y, color="black", **CEILING, label="ceiling that ε allows")
     axes.fill_between(x, y, top, color="0.93", linewidth=0, zorder=0, label=DECORATION)
 

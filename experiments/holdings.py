@@ -152,10 +152,9 @@ def _plain(one: Deal) -> dict[str, Any]:
 def deal_of(kept: Mapping[str, Any]) -> Deal:
     """A deal as `write` put it down."""
     arrays = {name: np.array(kept[name], dtype=np.int64) for name in ("counts", "canaries", "nobody")}
-    rare = kept["rare"]
     lists = {name: tuple(kept[name]) for name in ("clients", "classes")}
-    about = {"title": kept["title"], "detail": kept["detail"], "rare": None if rare is None else (rare[0], rare[1])}
-    return Deal(**about, **lists, **arrays)
+    rare = None if kept["rare"] is None else tuple(kept["rare"])
+    return Deal(**{"title": kept["title"], "detail": kept["detail"], "rare": rare, **lists, **arrays})
 
 
 def main() -> None:

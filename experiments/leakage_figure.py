@@ -59,7 +59,7 @@ def _membership(axes: Axes, cells: Sequence[CellResult], metric: str) -> None:
         (x, row.ceiling) for x, row in zip(positions(cells)[0], rows, strict=True) if row and row.ceiling is not None
     ]
     if known:
-        shade_above(axes, *map(np.array, zip(*known, strict=True)))
+        shade_above(axes, known)
 
 
 def leakage_vs_epsilon(cells: Sequence[CellResult], title: str) -> Figure:

@@ -27,7 +27,7 @@ def test_every_drawn_number_is_listed_once_with_the_ends_of_its_bars():
     figure, axes = made()
     axes.set(title="panel", xlabel="clients", ylabel="AUC")
     axes.errorbar([1, 2, 4], [0.5, 0.625, 0.75], yerr=[[0.25, 0.125, 0.5], [0.125, 0.25, 0.0]], label="LiRA")
-    axes.plot([1, 2], [0.5, 0.625], color="red")  # joins points that are listed already
+    axes.plot([1, 2], [0.5, 0.625], color="C0")  # joins points that are listed already
     axes.plot([1, 4], [0.25, 0.375], label="RMIA")
     axes.axhline(0.5, label="chance")
     axes.axvline(3, label=DECORATION)
