@@ -13,7 +13,7 @@ from experiments.collect import CellResult
 from experiments.figures import COLUMN, LOOKS, PAGE, STYLE
 from experiments.scoring import Row
 
-APART = 0.07
+APART = 0.11
 """Of a panel's width and height: nearer points share one name, so that names stay readable."""
 WORDS = {"canary": "Canaries", "ordinary": "Ordinary examples"}
 

@@ -39,7 +39,7 @@ def _membership(axes: Axes, cells: Sequence[CellResult], metric: str) -> None:
     """The headline attack on canaries and ordinary examples, the next three attacks on canaries, and the ceiling."""
     first = headline_attack(cells)
     names = cells[0].attacks()[: len(MEMBERSHIP_STYLES)]
-    both = {row.group for row in cells[0].rows if row.question == "membership"}
+    both = {row.group for row in cells[0].rows if row.question == "membership"} & {"canary", "ordinary"}
     group = "canary" if "canary" in both else "ordinary"
     for number, name in enumerate(names):
         color, marker, linestyle = MEMBERSHIP_STYLES[number]
@@ -132,6 +132,7 @@ def leakage_vs_epsilon(cells: Sequence[CellResult], title: str) -> Figure:
         if cells[0].row("reconstruction", "psnr") is None:
             picture.set_visible(False)
             labels.set_visible(False)
+        audit.set_visible(any(cell.audit for cell in cells))
         handles, words = auc.get_legend_handles_labels()
         figure.legend(handles, words, loc="outside lower center", ncols=4)
         figure.suptitle(title)

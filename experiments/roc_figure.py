@@ -54,7 +54,10 @@ def roc(cells: Sequence[CellResult], title: str, attack: str | None = None) -> F
             one.set(xscale="log", yscale="log", xlim=(least, 1), ylim=(lowest, 1), xlabel="false-positive rate")
             one.set_title(words[group] if single else f"{attack}, {words[group]}", loc="left")
         axes[0, 0].set_ylabel("true-positive rate")
-        axes[0, -1].legend(loc="lower right")
+        if len(groups) > 1:
+            axes[0, -1].legend(loc="lower right")
+        else:  # a column has no room beside its curves
+            figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=2)
         figure.suptitle(title)
     return figure
 

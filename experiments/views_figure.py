@@ -16,6 +16,8 @@ from experiments.figures import CEILING, GREY, PAGE, STYLE, line, looks_of, mark
 from experiments.scoring import Row
 from fl_core.views import VIEWS
 
+LETTERS = 72
+"""Of a heading, beside one another over all columns."""
 SPREAD = 0.56
 """Between the first and the last attack at one ε at most, in decades."""
 
@@ -53,7 +55,12 @@ def by_view(cells: Sequence[CellResult], title: str, group: str, metric: str = "
             for across, variant in enumerate(variants):
                 panel = axes[down, across]
                 mine = [cell for cell in cells if cell.variant == variant]
-                mark_axis(panel, mine, WORDS[view] if across == 0 else "", title_of(variant) if down == 0 else "")
+                mark_axis(
+                    panel,
+                    mine,
+                    WORDS[view] if across == 0 else "",
+                    title_of(variant, len(variants)) if down == 0 else "",
+                )
                 _panel(panel, mine, view, names, group, metric)
                 at = positions(mine)[0]
                 panel.set_xlim(at.min() - 0.4, at.max() + 0.4)
@@ -76,9 +83,9 @@ def by_view(cells: Sequence[CellResult], title: str, group: str, metric: str = "
     return figure
 
 
-def title_of(variant: str) -> str:
-    """A variant as the head of a column, a line for each thing that it changes."""
-    return fill(variant.replace(", ", ",\n"), 24, replace_whitespace=False)
+def title_of(variant: str, columns: int) -> str:
+    """A variant as the head of one of several columns, a line or more for each thing that it changes."""
+    return ",\n".join(fill(part, LETTERS // columns) for part in variant.split(", "))
 
 
 def _panel(panel: Axes, cells: Sequence[CellResult], view: str, names: Sequence[str], group: str, metric: str) -> None:

@@ -61,7 +61,9 @@ def _curves(axes: Axes, record: dict[str, Any]) -> None:
         axes.fill_between(seconds, low, high, color=style["color"], alpha=0.12, linewidth=0)
         # A few markers, each curve's at places of its own, tell curves apart in grey.
         every = (8 + 4 * number, 32)
-        axes.plot(seconds, middle, **style, marker="oD^sv*"[number % 6], markevery=every, label=fleet["words"])
+        axes.plot(
+            seconds, middle, **style, marker="oD^sv*"[number % 6], markersize=2.5, markevery=every, label=fleet["words"]
+        )
     axes.axhline(target, color="0.3", linewidth=0.6, zorder=0)
     axes.annotate(
         f"target {target:g}", (0, target), xycoords=("axes fraction", "data"), xytext=(2, 1.5),
