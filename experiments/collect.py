@@ -186,23 +186,28 @@ def collect(folders: Sequence[Path]) -> list[CellResult]:
     return ordered([stored(folder) for folder in folders])
 
 
-def _variants(cells: Sequence[CellResult]) -> list[str]:
-    """What sets each cell apart from the others besides ε: the defence, by its name, and the fields that differ."""
+def differing(cells: Sequence[CellResult]) -> tuple[list[str], list[dict[str, Any]]]:
+    """The fields of the configuration in which cells differ, the defence's aside, and each cell's own, flat."""
     configs = [
         flat({name: value for name, value in cell.manifest["config"].items() if name not in (*FREE, "defense")})
         for cell in cells
     ]
-    names = dict.fromkeys(name for config in configs for name in config)
-    differing = [
+    names = [
         name
-        for name in names
+        for name in dict.fromkeys(name for config in configs for name in config)
         if not name.startswith("attack.membership.") and len({repr(config.get(name, "")) for config in configs}) > 1
     ]
+    return names, configs
+
+
+def _variants(cells: Sequence[CellResult]) -> list[str]:
+    """What sets each cell apart from the others besides ε: the defence, by its name, and the fields that differ."""
+    names, configs = differing(cells)
     defenses = [cell.facts["defense"] for cell in cells]
 
     def told(config: dict[str, Any], defense: str) -> str:
         parts = [defense] if len(set(defenses)) > 1 else []
-        return ", ".join(parts + [_in_words(name, config[name]) for name in differing if name in config])
+        return ", ".join(parts + [_in_words(name, config[name]) for name in names if name in config])
 
     return [told(config, defense) for config, defense in zip(configs, defenses, strict=True)]
 

@@ -21,7 +21,7 @@ from experiments.population import who_holds_what
 from fl_core.errors import InputError
 from fl_core.partition import NOBODY
 
-FILES = ["who_holds_what.csv", "who_holds_what.pdf", "who_holds_what.png"]
+FILES = ["who_holds_what.csv", "who_holds_what.json", "who_holds_what.pdf", "who_holds_what.png"]
 
 
 @pytest.fixture
