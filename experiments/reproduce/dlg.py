@@ -72,10 +72,10 @@ class DeepLeakage(Reproduction):
         "cpu": Budget(
             overrides=(*CIFAR10, "data.limit=2000"),
             options={
-                "victims": 8, "width": 16, "iterations": 1200, "wang_iterations": 400, "lenet_iterations": 4000,
-                "at_once": 8,
+                "victims": 5, "width": 16, "iterations": 1200, "wang_iterations": 400, "lenet_iterations": 4000,
+                "at_once": 5,
             },
-            differs=f"{JPEG}, the first 8 test pictures, a width of 16, an iteration is one gradient",
+            differs=f"{JPEG}, the first 5 test pictures, a width of 16, an iteration is one gradient",
         ),
         "full": Budget(
             overrides=(*CIFAR10, "data.limit=2000"),

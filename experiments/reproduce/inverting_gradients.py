@@ -87,12 +87,12 @@ class InvertingGradients(Reproduction):
             differs="scikit-learn's 8x8 digits, three pictures, at most 100 gradients, ResNet-20 of width 4",
         ),
         "cpu": Budget(
-            overrides=(*CIFAR10, "data.limit=4000"),
+            overrides=(*CIFAR10, "data.limit=2000"),
             options={
-                "victims": 10, "residual_victims": 4, "iterations": 4000, "gradients": 4000,
-                "residual_iterations": 300, "residual_gradients": 300, "width": 16, "epochs": 20, "residual_epochs": 3,
+                "victims": 6, "residual_victims": 3, "iterations": 4000, "gradients": 4000,
+                "residual_iterations": 200, "residual_gradients": 200, "width": 16, "epochs": 20, "residual_epochs": 2,
             },
-            differs=f"{JPEG}, the first pictures of its test file, models trained on 4000 pictures",
+            differs=f"{JPEG}, the first pictures of its test file, models trained on 2000 pictures",
         ),
         "full": Budget(
             overrides=(*CIFAR10, "data.limit=null"),
