@@ -186,8 +186,8 @@ class RobbingTheFed(Reproduction):
             scene = self._scene(rule, victims, setting.seed)
             held = drawn(victims, crowd, setting.seed, shot).view(self.users, self.user_batch)
             answer = scene.read(scene.summed([[rows] for rows in held], lr=1.0), self.users)
-            pictures = victims.images[held.flatten()]
-            inside = pictures[rule.fires(pictures)[:, 1]]
+            users = (victims.images[rows] for rows in held)  # a user at a time, for the memory's sake
+            inside = torch.cat([pictures[rule.fires(pictures)[:, 1]] for pictures in users])
             if not len(inside):
                 continue
             picture = answer.pictures[0, 1]
