@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test paper lint clean setup
+.PHONY: demo test paper current lint clean setup
 
 demo: setup
 	$(BIN)/python -m experiments.run experiment=leakage_vs_epsilon
@@ -12,6 +12,9 @@ test: setup
 
 paper: setup
 	$(BIN)/python -m experiments.paper
+
+current: setup
+	$(BIN)/python -m experiments.paper --check
 
 lint: setup
 	$(BIN)/ruff check .

@@ -34,9 +34,9 @@ from attacks.audit.sequential import sequential_bound
 from attacks.audit.thresholds import Everywhere, Grid, PreRegistered, Split, rates_at
 from attacks.audit.two_world import epsilon_of_rates, two_world_bound
 from attacks.metrics import clopper_pearson
+from experiments.benchmarks import page
 from experiments.benchmarks.audit_mechanisms import Mechanism, canary_cosines, frame_products, mechanisms
 from experiments.store import circumstances
-from fl_core.checkpoint import write_json, write_text
 from fl_core.errors import InputError, check_number
 
 Array = NDArray[np.float64]
@@ -356,8 +356,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "wall_seconds": time.perf_counter() - began,
         "rows": rows,
     }
-    write_json(asked.out / "audit_coverage.json", record)
-    write_text(asked.out / "audit_coverage.md", markdown(record))
+    page.write(asked.out, "audit_coverage", record)
     print(f"wrote {asked.out / 'audit_coverage.json'} and {asked.out / 'audit_coverage.md'}")
     for bad in broken(rows):
         print(f"{_named(bad)} claims more than the truth in {bad['rate']['value']:.1%} of audits; 5% are allowed")

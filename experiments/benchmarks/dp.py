@@ -37,10 +37,10 @@ from opacus.utils.fast_gradient_clipping_utils import DPLossFastGradientClipping
 from torch import Tensor, nn
 
 from defenses.dp_sgd import DPSGD
+from experiments.benchmarks import page
 from experiments.benchmarks.lanes import spread
 from experiments.store import circumstances
 from fl_core.architectures import CNN, McMahanCNN
-from fl_core.checkpoint import write_json, write_text
 from fl_core.lanes import Backend, descend
 from fl_core.models import ClassificationLosses, initial_parameters
 from fl_core.optimizers import SGD, Tree
@@ -369,8 +369,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "rows": rows,
         "gpu": "not measured",
     }
-    write_json(asked.out / "dp.json", record)
-    write_text(asked.out / "dp.md", markdown(record))
+    page.write(asked.out, "dp", record)
     print(f"wrote {asked.out / 'dp.json'} and {asked.out / 'dp.md'}")
 
 

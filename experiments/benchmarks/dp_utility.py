@@ -27,9 +27,10 @@ import torch
 from defenses.accounting import epsilon_pld, epsilon_rdp
 from defenses.base import Defense
 from defenses.dp_sgd import DPSGD
+from experiments.benchmarks import page
 from experiments.store import circumstances
 from fl_core.algorithms.fedavg import FedAvg
-from fl_core.checkpoint import read_json, write_json, write_text
+from fl_core.checkpoint import read_json
 from fl_core.data import ImageSet
 from fl_core.errors import InputError, check_choice, check_number
 from fl_core.federation import Federation, federate, rounds
@@ -170,8 +171,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             print(f"{run['level']}, seed {run['seed']}: {run['accuracy']:.4f} in {run['seconds']:.0f} s", flush=True)
             command = f"python -m experiments.benchmarks.dp_utility --train ... --test ... --seeds {asked.seeds}"
             record = {**circumstances(torch.device("cpu")), "command": command + " --quick" * asked.quick, "runs": runs}
-            write_json(file, record)
-            write_text(asked.out / "dp_utility.md", markdown(record))
+            page.write(asked.out, "dp_utility", record)
     print(f"{len(runs)} runs are in {file} and dp_utility.md")
 
 

@@ -22,15 +22,17 @@ from typing import Any
 
 import numpy as np
 import torch
+from matplotlib.figure import Figure
 
+from experiments.benchmarks import growth_figure, page
 from experiments.benchmarks.ceiling import ceiling_markdown, measure_ceiling
-from experiments.benchmarks.growth import draw_growth, growth_markdown, measure_growth
+from experiments.benchmarks.growth import growth_markdown, measure_growth
 from experiments.benchmarks.peers import measure
 from experiments.benchmarks.shadows import measure_shadows, shadows_markdown
 from experiments.benchmarks.tries import measure_tries, tries_markdown
 from experiments.store import circumstances
 from experiments.terminal import command
-from fl_core.checkpoint import read_json, write_json, write_text
+from fl_core.checkpoint import read_json, write_json
 from fl_core.errors import InputError
 from fl_core.loaders import parquet
 
@@ -212,6 +214,11 @@ def peers_markdown(record: Mapping[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
+def figures(record: Mapping[str, Any]) -> dict[str, Figure]:
+    """How the cost of a round grows, where that was measured."""
+    return {"growth": growth_figure.draw(record["growth"])} if "growth" in record else {}
+
+
 def markdown(record: Mapping[str, Any]) -> str:
     """The page for people, from the JSON record alone; a section that was not measured says so."""
     first = next(iter(record["measured"].values()))
@@ -228,9 +235,9 @@ def markdown(record: Mapping[str, Any]) -> str:
         "growth": growth_markdown,
         "tries": tries_markdown,
     }
-    for name, page in pages.items():
+    for name, section in pages.items():
         if name in record:
-            lines.append(page(record if name == "peers" else record[name]))
+            lines.append(section(record if name == "peers" else record[name]))
         else:
             lines.append(f"## {name}: not measured\n")
         if name == "growth" and name in record:
@@ -280,9 +287,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 write_json(stored, record)
     except InputError as error:
         parser.error(str(error))
-    write_text(asked.out / "engine.md", markdown(record))
-    if "growth" in sections:
-        draw_growth(record["growth"], asked.out)
+    page.write(asked.out, "engine", record)
     print(f"wrote {stored} and engine.md")
 
 

@@ -30,19 +30,18 @@ from pathlib import Path
 from statistics import fmean, median
 from typing import Any
 
-import matplotlib.pyplot as plt
 import numpy as np
 import torch
+from matplotlib.figure import Figure
 
 from attacks.metrics import mean_interval
 from defenses.base import Defense
+from experiments.benchmarks import page
 from experiments.benchmarks.fleets_figure import draw
-from experiments.figures import encoded
 from experiments.store import circumstances
 from fl_core.algorithms.fedavg import FedAvg
 from fl_core.algorithms.fedprox import FedProx
 from fl_core.architectures import CNN
-from fl_core.checkpoint import write_bytes, write_json, write_text
 from fl_core.data import digits
 from fl_core.devices import Devices
 from fl_core.errors import InputError, check_number
@@ -322,6 +321,11 @@ def reading(record: dict[str, Any]) -> str:
     )
 
 
+def figures(record: dict[str, Any]) -> dict[str, Figure]:
+    """Time to accuracy."""
+    return {"fleets": draw(record)}
+
+
 def markdown(record: dict[str, Any]) -> str:
     """The page for people, from the JSON record alone."""
     study, problem, seeds, trials = record["study"], record["problem"], record["seeds"], record["trials"]
@@ -386,12 +390,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = f"--replicas {study.replicas} --rounds {study.rounds}{' --quick' * asked.quick}"
     command = f"python -m experiments.benchmarks.fleets {options}"
     record = {**circumstances(torch.device("cpu")), "command": command, **measure(study)}
-    figure = draw(record)
-    write_json(asked.out / "fleets.json", record)
-    write_text(asked.out / "fleets.md", markdown(record))
-    for kind in ("png", "pdf"):
-        write_bytes(asked.out / f"fleets.{kind}", encoded(figure, kind))
-    plt.close(figure)
+    page.write(asked.out, "fleets", record)
     print(f"wrote {asked.out}/fleets.json, .md, .png and .pdf")
 
 

@@ -34,10 +34,10 @@ from torch import Tensor
 
 from defenses.clipping import Clipping
 from defenses.rules import ClipAndNoise
+from experiments.benchmarks import page
 from experiments.store import circumstances
 from fl_core import lanes
 from fl_core.architectures import CNN
-from fl_core.checkpoint import write_json, write_text
 from fl_core.models import ClassificationLosses, initial_parameters
 from fl_core.optimizers import SGD, Tree
 from fl_core.recorded import Recordings
@@ -301,8 +301,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "rows": rows,
         "goals": [judge(goal, rows) for goal in GOALS],
     }
-    write_json(asked.out / "lanes.json", record)
-    write_text(asked.out / "lanes.md", markdown(record))
+    page.write(asked.out, "lanes", record)
     print(f"wrote {asked.out / 'lanes.json'} and {asked.out / 'lanes.md'}")
 
 

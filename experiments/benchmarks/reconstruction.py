@@ -27,10 +27,10 @@ from typing import Any, Literal
 
 import torch
 
+from experiments.benchmarks import page
 from experiments.benchmarks.lanes import spread
 from experiments.benchmarks.peers.matching import Contender, Model, Request
 from experiments.store import circumstances
-from fl_core.checkpoint import write_json, write_text
 from fl_core.errors import InputError, check_choice, check_number
 
 TOLERANCE = 1e-4  # between objectives, and between their gradients, relative
@@ -349,8 +349,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "rows": measured,
         "failed": failed,
     }
-    write_json(asked.out / "reconstruction.json", record)
-    write_text(asked.out / "reconstruction.md", markdown(record))
+    page.write(asked.out, "reconstruction", record)
     print(f"wrote {asked.out}/reconstruction.json and reconstruction.md")
 
 

@@ -41,9 +41,9 @@ from attacks.base import MembershipAttack, MembershipKnowledge, Shadows
 from attacks.membership.label_only import AugmentationRobustness
 from attacks.membership.observed import Signals
 from attacks.metrics import auc
+from experiments.benchmarks import page
 from experiments.configuration import make
 from experiments.store import circumstances
-from fl_core.checkpoint import write_json, write_text
 from fl_core.errors import InputError, check_number
 
 Array = NDArray[Any]
@@ -380,8 +380,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "load": os.getloadavg()[0],
         **summary(measure(size, asked.repeats)),
     }
-    write_json(asked.out / "scoring.json", record)
-    write_text(asked.out / "scoring.md", markdown(record))
+    page.write(asked.out, "scoring", record)
     print(f"wrote {asked.out / 'scoring.json'} and {asked.out / 'scoring.md'}")
     wrong = [row["name"] for row in record["loops"] if row["error"] > TOLERANCE]
     if wrong:

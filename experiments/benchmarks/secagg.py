@@ -21,11 +21,11 @@ from typing import Any
 
 import torch
 
+from experiments.benchmarks import page
 from experiments.benchmarks.lanes import spread
 from experiments.benchmarks.peers import measure
 from experiments.benchmarks.peers.mirage_secagg import parameters_of
 from experiments.store import circumstances
-from fl_core.checkpoint import write_json, write_text
 from fl_core.errors import InputError, check_number
 
 PATIENCE = 3600.0
@@ -216,8 +216,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "cells": rows,
         "beside": beside,
     }
-    write_json(asked.out / "secagg.json", record)
-    write_text(asked.out / "secagg.md", markdown(record))
+    page.write(asked.out, "secagg", record)
     print(f"wrote {asked.out}/secagg.json and secagg.md")
 
 

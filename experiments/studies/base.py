@@ -32,6 +32,7 @@ from matplotlib.figure import Figure
 from experiments import store
 from experiments.configuration import make, read_data, resolve_device
 from experiments.executor import Executor
+from experiments.table import Page
 from fl_core.data import ImageSet
 from fl_core.errors import InputError, check_number
 
@@ -99,8 +100,8 @@ class Study(ABC):
         """One figure over all points. A record is a point's own values and what was measured there, together."""
 
     @abstractmethod
-    def table(self, records: Sequence[Values]) -> str:
-        """The same numbers in words, as Markdown without a heading of its own."""
+    def table(self, records: Sequence[Values]) -> Page:
+        """The same numbers as tables, with what a reader must know, without a heading of its own."""
 
 
 def rows(records: Iterable[Mapping[str, Any]], **wanted: Any) -> list[Values]:
