@@ -71,7 +71,7 @@ class LabelAccuracy(Reproduction):
         ),
         "cpu": Budget(
             overrides=(*MNIST, "data.limit=2000"),
-            options={"experiments": 50, "iterations": 6000, "pictures": 10},
+            options={"experiments": 150, "iterations": 6000, "pictures": 10},
             differs="",
         ),
         "full": Budget(
