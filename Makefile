@@ -2,10 +2,13 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test paper current lint clean setup
+.PHONY: demo report test paper current lint docs clean setup
 
 demo: setup
 	$(BIN)/python -m experiments.run experiment=leakage_vs_epsilon
+
+report: demo
+	$(BIN)/python -m experiments.report results/leakage_vs_epsilon
 
 test: setup
 	$(BIN)/python -m pytest
@@ -21,6 +24,11 @@ lint: setup
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+docs: setup
+	rm -rf build/docs docs/api
+	$(BIN)/python -m sphinx -q -W --keep-going -n -j auto -b html docs build/docs
+	@echo "Open build/docs/index.html"
+
 setup: .venv/ready
 
 .venv/ready: pyproject.toml constraints.txt
@@ -31,5 +39,5 @@ setup: .venv/ready
 	touch $@
 
 clean:
-	rm -rf .venv build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis results/runs results/ci
+	rm -rf .venv build docs/api *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis results/runs results/ci
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -7,7 +7,6 @@ those that would be drawn now.
 
 from __future__ import annotations
 
-import argparse
 import re
 import sys
 import tempfile
@@ -19,7 +18,7 @@ from experiments import record, sweep_paper
 from experiments.benchmarks import page
 from experiments.store import RESULTS
 from experiments.studies import paper as study_paper
-from experiments.terminal import one_line_errors
+from experiments.terminal import Parser, one_line_errors
 from fl_core.errors import InputError
 
 STALE = 1
@@ -71,7 +70,7 @@ def _inflated(pdf: bytes) -> list[bytes]:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(prog="python -m experiments.paper", description=__doc__.splitlines()[0])
+    parser = Parser("experiments.paper", __doc__)
     parser.add_argument("folders", nargs="*", type=Path, help="folders that a sweep or a study wrote; none: all")
     parser.add_argument("--check", action="store_true", help="write nothing; exit with 1 where a file is not current")
     options = parser.parse_args(arguments)

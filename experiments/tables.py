@@ -17,6 +17,8 @@ from fl_core.views import VIEWS
 
 @dataclass(frozen=True)
 class Column:
+    """A column of a table: its head, and what stands in a cell's row."""
+
     head: str
     cell: Callable[[CellResult], Entry]
 

@@ -11,7 +11,6 @@ accuracy, and no point in the figure.
 
 from __future__ import annotations
 
-import argparse
 import math
 import time
 from collections.abc import Sequence
@@ -31,6 +30,7 @@ from defenses.dp_ftrl import DPFTRL
 from experiments.benchmarks import page
 from experiments.figures import BLUE, GREEN, GREY, ORANGE, PURPLE, STYLE
 from experiments.store import circumstances
+from experiments.terminal import Parser, one_line_errors
 from fl_core.algorithms.fedavg import FedAvg
 from fl_core.architectures import CNN
 from fl_core.errors import InputError, check_number
@@ -208,13 +208,13 @@ def draw(record: dict[str, Any]) -> Figure:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description="Accuracy against client-level ε, by trust model.")
+    parser = Parser("experiments.benchmarks.client_dp", __doc__)
     parser.add_argument("--train", required=True, help="MNIST's training pictures, parquet")
     parser.add_argument("--test", required=True, help="its test pictures, parquet")
-    parser.add_argument("--replicas", type=int, default=3)
-    parser.add_argument("--rounds", type=int, default=40)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--out", type=Path, default=Path("results/benchmarks"), help="folder")
+    parser.add_argument("--replicas", type=int, default=3, help="independent federations behind every point")
+    parser.add_argument("--rounds", type=int, default=40, help="of a federation")
+    parser.add_argument("--seed", type=int, default=0, help="every random choice follows from it")
+    parser.add_argument("--out", type=Path, default=Path("results/benchmarks"), help="folder for what is written")
     parser.add_argument("--quick", action="store_true", help="two rounds at ε = 8 alone")
     asked = parser.parse_args(arguments)
     try:
@@ -232,4 +232,5 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with one_line_errors():
+        main()

@@ -13,7 +13,6 @@ cores all twelve take about an hour.
 
 from __future__ import annotations
 
-import argparse
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -29,6 +28,7 @@ from defenses.base import Defense
 from defenses.dp_sgd import DPSGD
 from experiments.benchmarks import page
 from experiments.store import circumstances
+from experiments.terminal import Parser, one_line_errors
 from fl_core.algorithms.fedavg import FedAvg
 from fl_core.checkpoint import read_json
 from fl_core.data import ImageSet
@@ -141,13 +141,13 @@ def markdown(record: dict[str, Any]) -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description="The accuracy of Opacus's MNIST example through Mirage.")
+    parser = Parser("experiments.benchmarks.dp_utility", __doc__)
     parser.add_argument("--train", required=True, help="MNIST's training pictures, parquet")
     parser.add_argument("--test", required=True, help="its test pictures, parquet")
     parser.add_argument("--levels", default=",".join(LEVELS), help=f"some of {', '.join(LEVELS)}")
-    parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--workers", type=int, default=joblib.cpu_count())
-    parser.add_argument("--out", type=Path, default=Path("results/benchmarks"), help="folder")
+    parser.add_argument("--seeds", type=int, default=3, help="runs of every level")
+    parser.add_argument("--workers", type=int, default=joblib.cpu_count(), help="processes, a run each; all cores")
+    parser.add_argument("--out", type=Path, default=Path("results/benchmarks"), help="folder for what is written")
     parser.add_argument("--quick", action="store_true", help="one epoch of each, which the table leaves out")
     asked = parser.parse_args(arguments)
     try:
@@ -176,4 +176,5 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with one_line_errors():
+        main()

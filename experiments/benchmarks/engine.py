@@ -31,7 +31,7 @@ from experiments.benchmarks.peers import measure
 from experiments.benchmarks.shadows import measure_shadows, shadows_markdown
 from experiments.benchmarks.tries import measure_tries, tries_markdown
 from experiments.store import circumstances
-from experiments.terminal import command
+from experiments.terminal import Parser, command, one_line_errors
 from fl_core.checkpoint import read_json, write_json
 from fl_core.errors import InputError
 from fl_core.loaders import parquet
@@ -165,6 +165,7 @@ def _spread(values: Sequence[float], digits: int = 2) -> str:
 
 
 def peers_markdown(record: Mapping[str, Any]) -> str:
+    """The part of the page on the peers, from the JSON record alone."""
     repeats = record["measured"]["peers"]["repeats"]
     lines = [
         "## FedAvg on MNIST: 100 clients × 600 pictures, cohort 10, batch 10, one epoch\n",
@@ -249,16 +250,23 @@ def markdown(record: Mapping[str, Any]) -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description="Time the engine against its peers, and how its cost grows.")
+    parser = Parser("experiments.benchmarks.engine", __doc__)
     parser.add_argument("--train", required=True, help="MNIST's training pictures, a parquet file")
     parser.add_argument("--test", required=True, help="its test pictures")
     parser.add_argument("--cifar", help="CIFAR-10's training pictures, a parquet file; left out, so is that row")
     parser.add_argument("--python", default=sys.executable, help="an interpreter that has the extra `bench`")
-    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--repeats", type=int, default=3, help="timed repeats of every row")
     parser.add_argument("--rounds", type=int, default=4, help="timed rounds in a repeat")
-    parser.add_argument("--seeds", type=int, default=3, help=f"runs to {TARGET:.0%}")
-    parser.add_argument("--target-widths", nargs="+", type=int, choices=list(WIDTHS), default=list(WIDTHS))
-    parser.add_argument("--out", type=Path, default=Path("results/benchmarks"), help="folder")
+    parser.add_argument("--seeds", type=int, default=3, help=f"runs to {TARGET:.0%}%")
+    parser.add_argument(
+        "--target-widths",
+        nargs="+",
+        type=int,
+        choices=list(WIDTHS),
+        default=list(WIDTHS),
+        help="of the models trained to it",
+    )
+    parser.add_argument("--out", type=Path, default=Path("results/benchmarks"), help="folder for what is written")
     parser.add_argument("--only", nargs="+", choices=SECTIONS, help="measure these sections, keep the others' numbers")
     parser.add_argument("--quick", action="store_true", help="everything small, a few minutes")
     asked = parser.parse_args(arguments)
@@ -330,4 +338,5 @@ def _peer_versions(rows: Sequence[Mapping[str, Any]]) -> dict[str, str]:
 
 
 if __name__ == "__main__":
-    main()
+    with one_line_errors():
+        main()

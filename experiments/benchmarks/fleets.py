@@ -20,7 +20,6 @@ are slowed down until a message takes as long as one of SENT_PARAMETERS would.
 
 from __future__ import annotations
 
-import argparse
 import math
 import time
 from collections.abc import Mapping, Sequence
@@ -39,6 +38,7 @@ from defenses.base import Defense
 from experiments.benchmarks import page
 from experiments.benchmarks.fleets_figure import draw
 from experiments.store import circumstances
+from experiments.terminal import Parser, one_line_errors
 from fl_core.algorithms.fedavg import FedAvg
 from fl_core.algorithms.fedprox import FedProx
 from fl_core.architectures import CNN
@@ -376,10 +376,10 @@ def markdown(record: dict[str, Any]) -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description="Virtual seconds to an accuracy under different fleets.")
+    parser = Parser("experiments.benchmarks.fleets", __doc__)
     parser.add_argument("--replicas", type=int, help=f"independent federations; {Study.replicas} by default")
     parser.add_argument("--rounds", type=int, help=f"the synchronous fleet's; {Study.rounds} by default")
-    parser.add_argument("--out", type=Path, default=Path("results/benchmarks"), help="folder")
+    parser.add_argument("--out", type=Path, default=Path("results/benchmarks"), help="folder for what is written")
     parser.add_argument("--quick", action="store_true", help="few rounds and no choice of rates; a few seconds")
     asked = parser.parse_args(arguments)
     given = {key: value for key in ("replicas", "rounds") if (value := getattr(asked, key)) is not None}
@@ -395,4 +395,5 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with one_line_errors():
+        main()

@@ -14,7 +14,6 @@ cost that stays, 1 for one in proportion. Beside it stands what to expect of the
 
 from __future__ import annotations
 
-import argparse
 import json
 import math
 import resource
@@ -31,6 +30,7 @@ import torch
 
 from defenses.base import Defense
 from experiments.store import circumstances
+from experiments.terminal import Parser, one_line_errors
 from fl_core.algorithms.fedavg import FedAvg
 from fl_core.architectures import CNN, McMahanCNN
 from fl_core.cohort import Tile
@@ -355,9 +355,9 @@ def figures(record: dict[str, Any]) -> dict[str, Any]:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description="Measure how the cost of a round grows.")
+    parser = Parser("experiments.benchmarks.growth", __doc__)
     parser.add_argument("--repeats", type=int, default=5, help="timed rounds of every point")
-    parser.add_argument("--out", type=Path, default=Path("results/benchmarks"), help="folder")
+    parser.add_argument("--out", type=Path, default=Path("results/benchmarks"), help="folder for what is written")
     parser.add_argument("--quick", action="store_true", help="two small points a line")
     parser.add_argument("--point", metavar="NAME:VALUE", help=f"play one alone; NAME is one of {', '.join(BY_NAME)}")
     asked = parser.parse_args(arguments)
@@ -391,4 +391,5 @@ def _point(asked: str) -> tuple[Line, int]:
 
 
 if __name__ == "__main__":
-    main()
+    with one_line_errors():
+        main()

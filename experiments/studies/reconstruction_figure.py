@@ -28,6 +28,7 @@ def aligned(found: Reconstruction, truth: Tensor) -> Tensor:
 
 
 def draw(records: Sequence[Values], title: str) -> Figure:
+    """Each case's PSNR beside its pictures."""
     count = len(records)
     with plt.style.context(STYLE):
         figure = plt.figure(figsize=(7.2, 0.9 + 0.62 * count), layout="constrained")

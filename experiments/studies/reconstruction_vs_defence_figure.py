@@ -28,6 +28,7 @@ METRICS = (("psnr", "PSNR, dB"), ("identified", "pictures identified"), ("label_
 
 
 def draw(records: Sequence[Values], title: str) -> Figure:
+    """Each attack over the defences' ε, the defences without one as a map, and pictures."""
     attacks = list(dict.fromkeys(record["attack"] for record in records))
     plain = [point for point in defences(records) if point[2] is None]
     with plt.style.context(STYLE):
