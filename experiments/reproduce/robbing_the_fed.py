@@ -187,7 +187,10 @@ class RobbingTheFed(Reproduction):
             raise InputError(f"the crowd has {crowd} pictures, and there are {len(victims)}; lower study.users")
         row_of = projection(victims.shape, setting.seed)
         quantile = empirical(row_of, public)
-        outer = ruler(row_of, 2, quantile)
+        spread = ruler(row_of, 2, quantile).spread
+        # The outer edges are those of public pictures: a bin down to the darkest conceivable one, with only two others
+        # beside it, would drive the logits so far that half of the pictures had no gradient.
+        lowest, highest = quantile(torch.tensor([0.0, 1.0], dtype=torch.float64)) + torch.tensor([-spread, spread])
         alone_in_it: list[float] = []
         answers: list[float] = []
         truth, found = [], []
@@ -196,8 +199,8 @@ class RobbingTheFed(Reproduction):
             place = 0.3 + 0.4 * (shot + 0.5) / self.shots
             ends = quantile(torch.tensor([place - NEAR, place, place + NEAR], dtype=torch.float64))
             width = (ends[2] - ends[0]) / (2 * NEAR * crowd)
-            edges = torch.stack([outer.low[0], ends[1], ends[1] + width, outer.high[-1]])
-            rule = Ruler(rows=outer.rows[:1].expand(3, -1), low=edges[:-1], high=edges[1:], spread=outer.spread)
+            edges = torch.stack([lowest, ends[1], ends[1] + width, highest])
+            rule = Ruler(rows=row_of.double().expand(3, -1), low=edges[:-1], high=edges[1:], spread=spread)
             scene = self._scene(rule, victims, setting.seed)
             held = drawn(victims, crowd, setting.seed, shot).view(self.users, self.user_batch)
             answer = scene.read(scene.summed([[rows] for rows in held], lr=1.0), self.users)
