@@ -1,0 +1,170 @@
+"""What a reproduction is made of: verdicts, budgets, the command, and the summary of all."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from hydra.core.global_hydra import GlobalHydra
+
+from experiments import record
+from experiments.reproduce import __main__ as command
+from experiments.reproduce import base, summary
+from experiments.reproduce.base import BUDGETS, Budget, Published, judge, verdict_table, verdicts
+from experiments.reproduce.idlg import ABSENT, LabelAccuracy
+from experiments.studies.base import build
+from experiments.table import as_markdown
+from fl_core.errors import InputError
+
+AS_PUBLISHED = Budget(differs="")
+REPRODUCTIONS = command.reproductions()
+
+
+@pytest.fixture(autouse=True)
+def _hydra() -> Iterator[None]:
+    GlobalHydra.instance().clear()
+    yield
+    GlobalHydra.instance().clear()
+
+
+def verdict(value, low, high, budget=AS_PUBLISHED, **published):
+    one = Published(what="a number", value=10.0, **published)
+    return judge(one, {"metric": "a number", "value": value, "low": low, "high": high}, budget).verdict
+
+
+def study(**fields):
+    return LabelAccuracy(**({"budget": "cpu", "experiments": 2, "iterations": 3, "pictures": 1} | fields))
+
+
+def record_of(*rows):
+    return [{"attack": "DLG", "rows": [{"low": None, "high": None} | row for row in rows]}]
+
+
+@pytest.mark.parametrize(
+    ("sense", "low", "high", "expected"),
+    [
+        ("equal", 9, 11, "matched"), ("equal", 10.5, 11, "missed"), ("equal", 8, 9.5, "missed"),
+        ("at least", 9, 11, "matched"), ("at least", 20, 21, "matched"), ("at least", 8, 9.5, "missed"),
+        ("at most", 9, 11, "matched"), ("at most", 1, 2, "matched"), ("at most", 10.5, 11, "missed"),
+    ],
+)  # fmt: skip
+def test_a_number_is_matched_in_the_interval_or_beyond_it_in_the_claims_sense(sense, low, high, expected):
+    assert verdict((low + high) / 2, low, high, sense=sense) == expected
+
+
+@pytest.mark.parametrize(("sense", "value"), [("equal", 10.4), ("equal", 9.6), ("at least", 9.6), ("at most", 10.4)])
+def test_the_tolerance_widens_the_published_number_on_both_sides(sense, value):
+    assert verdict(value, None, None, sense=sense) == "missed"
+    assert verdict(value, None, None, sense=sense, tolerance=0.5) == "matched"
+
+
+def test_a_value_without_an_interval_is_its_own():
+    assert verdict(10.0, None, None) == "matched"
+    assert verdict(10.01, None, None) == "missed"
+
+
+def test_what_differs_from_the_protocol_is_scaled_down_and_no_verdict_on_the_paper():
+    published = Published(what="a number", value=10.0)
+    row = {"metric": "a number", "value": 10.0, "low": 9, "high": 11, "note": "seen twice"}
+    ours = judge(published, row | {"differs": "a smaller model"}, Budget(differs="fewer pictures"))
+    assert (ours.verdict, ours.why) == ("scaled down", "fewer pictures; a smaller model; seen twice")
+    assert judge(published, row | {"differs": "a smaller model"}, AS_PUBLISHED).verdict == "scaled down"
+    assert verdict(3.0, 2, 4, budget=Budget(differs="fewer pictures")) == "scaled down"
+
+
+def test_what_was_not_measured_is_not_attempted_and_says_why():
+    rows = record_of({"metric": "MNIST, DLG", "value": None, "note": "it ran out of time"})
+    found = {one.what: one for one in verdicts(study(), rows)}
+    assert len(found) == len(LabelAccuracy.published)
+    assert {one.verdict for one in found.values()} == {"not attempted"}
+    assert found["MNIST, DLG"].why == "it ran out of time"
+    assert found["LFW, DLG"].why == ABSENT
+    assert found["MNIST, iDLG"].why == "no part of the budget cpu"
+
+
+def test_lines_keep_the_papers_order_and_end_with_what_was_measured_beside_them():
+    rows = record_of(
+        {"metric": "PSNR", "value": 30.0},
+        {"metric": "MNIST, iDLG", "value": 100.0},
+        {"metric": "MNIST, DLG", "value": 50.0},
+    )
+    lines = verdicts(study(), rows)
+    assert [line.what for line in lines[:-1]] == [one.what for one in LabelAccuracy.published]
+    assert [line.verdict for line in lines[:2]] == ["missed", "matched"]
+    assert (lines[-1].what, lines[-1].verdict) == ("PSNR", "")
+
+
+def test_a_number_from_memory_is_marked():
+    published = Published(what="a number", value=0.5, unit="dB", remembered=True, sense="at least", digits=1)
+    line = judge(published, {"metric": "a number", "value": 0.7}, AS_PUBLISHED)
+    assert "| ≥ 0.5 dB [m] | 0.7 |" in as_markdown(verdict_table([line]))
+
+
+def test_an_unknown_budget_of_a_study_is_refused():
+    with pytest.raises(InputError, match="budget"):
+        study(budget="gpu")
+
+
+@pytest.mark.parametrize("arguments", [["nothing"], ["idlg", "--budget", "huge"]])
+def test_an_unknown_name_or_budget_is_one_line_and_code_2(here, capsys, arguments):
+    with pytest.raises(SystemExit) as stopped:
+        command.main(arguments)
+    assert stopped.value.code == 2
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1
+    assert arguments[-1] in said
+    assert not list(here.iterdir())
+
+
+def test_there_is_a_reproduction_in_every_module_that_is_no_part_of_the_frame():
+    assert {"idlg", "dlg", "inverting_gradients", "robbing_the_fed", "spear"} <= REPRODUCTIONS.keys()
+
+
+@pytest.mark.parametrize("name", REPRODUCTIONS)
+def test_each_states_its_source_its_protocol_and_three_budgets(name):
+    kind = REPRODUCTIONS[name]
+    assert tuple(kind.budgets) == BUDGETS
+    assert kind.title
+    assert len(kind.source) > 10
+    assert len(kind.protocol) > 40
+    named = [one.what for one in kind.published]
+    assert named
+    assert len(named) == len(set(named))
+    assert set(kind.skipped) <= set(named)
+
+
+@pytest.mark.parametrize("name", REPRODUCTIONS)
+@pytest.mark.parametrize("budget", BUDGETS)
+def test_each_budget_composes_and_builds(name, budget):
+    config = command.configuration(name, REPRODUCTIONS[name], budget, Path("a folder"))
+    made = build(config)
+    assert isinstance(made.study, base.Reproduction)
+    assert made.points
+    if budget == "smoke":
+        assert "a folder" not in json.dumps(config)
+
+
+def test_all_goes_through_every_reproduction(here, monkeypatch):
+    seen: list[str] = []
+    monkeypatch.setattr(command, "perform", lambda config, *_: seen.append(config["name"]))
+    command.main(["all", "--budget", "smoke"])
+    assert seen == [f"reproduce/{name}-smoke" for name in REPRODUCTIONS]
+
+
+def test_the_summary_counts_verdicts_and_leaves_smoke_out(tmp_path):
+    rows = ({"metric": "MNIST, DLG", "value": 95.0}, {"metric": "MNIST, iDLG", "value": 100.0})
+    for name, budget in (("idlg", "cpu"), ("idlg-smoke", "smoke")):
+        options = {"budget": budget, "experiments": 2, "iterations": 3, "pictures": 1}
+        manifest = {
+            "config": {"study": {"_target_": "experiments.reproduce.idlg.LabelAccuracy", **options}},
+            "points": [{"hardware": {"processor": "a processor"}}], "seconds": 3.2, "command": "the command",
+        }  # fmt: skip
+        record.write(tmp_path / name, manifest, points=record_of(*rows))
+    page = summary.write(tmp_path).read_text()
+    assert "1 matched, 1 missed, 0 scaled down, 4 not attempted" in page
+    assert "Made by `the command` (a processor, 3 s of measuring)" in page
+    lines = (tmp_path / "verdicts.csv").read_text().splitlines()
+    assert len(lines) == 1 + len(LabelAccuracy.published)
+    assert (tmp_path / "verdicts.tex").exists()
