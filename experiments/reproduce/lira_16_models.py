@@ -1,0 +1,126 @@
+"""LiRA's smoke test: 16 models on CIFAR-10, as its authors' code prints it, and a port of it to PyTorch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from experiments.configuration import altered
+from experiments.reproduce.base import Budget, Published, Reproduction
+from experiments.reproduce.lira import CPU_DIFFERS, CPU_POPULATION, FULL_POPULATION, SMOKE_POPULATION
+from experiments.reproduce.membership import READS, cell_of, leaks
+from experiments.studies.base import Setting, Values
+
+LIRA = "attacks.membership.lira.LiRA"
+VARIANTS: dict[str, Values] = {
+    "online, fixed variance": {"_target_": LIRA, "fixed_variance": True},
+    "online": {"_target_": LIRA, "fixed_variance": False},
+    "offline, fixed variance": {"_target_": LIRA, "online": False, "fixed_variance": True},
+    "offline": {"_target_": LIRA, "online": False, "fixed_variance": False},
+    "global threshold": {"_target_": "attacks.membership.threshold.LossThreshold"},
+}
+METRICS = {"AUC": "auc", "accuracy": "balanced_accuracy", "TPR at FPR 0.1%": "0.001"}
+
+PRINTED: dict[str, dict[str, tuple[float, float, float]]] = {
+    "WRN28-2": {
+        "online, fixed variance": (0.6856, 0.6137, 5.67),
+        "online": (0.6676, 0.6077, 1.69),
+        "offline, fixed variance": (0.5549, 0.5537, 2.99),
+        "offline": (0.5488, 0.5500, 1.30),
+        "global threshold": (0.5921, 0.6044, 0.09),
+    },
+    "ResNet18": {
+        "online, fixed variance": (0.6700, 0.6042, 4.64),
+        "online": (0.6548, 0.6015, 0.68),
+        "offline, fixed variance": (0.5270, 0.5380, 1.92),
+        "offline": (0.5250, 0.5353, 0.41),
+        "global threshold": (0.5948, 0.5869, 0.06),
+    },
+}
+"""AUC, accuracy, and TPR at FPR 0.1% in percent; the first TPR is the middle of 5.41, a user's, and 5.93."""
+
+
+def _published() -> tuple[Published, ...]:
+    found = []
+    for model, variants in PRINTED.items():
+        for variant, values in variants.items():
+            for (metric, kind), value in zip(METRICS.items(), values, strict=True):
+                low_rate = kind == "0.001"
+                middle = (model, variant, kind) == ("WRN28-2", "online, fixed variance", "0.001")
+                found.append(
+                    Published(
+                        what=f"{model}, {variant}: {metric}", value=value, unit="%" if low_rate else "",
+                        digits=2 if low_rate else 4, tolerance=0.26 if middle else 0.0,
+                    )
+                )  # fmt: skip
+    return tuple(found)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SixteenModels(Reproduction):
+    """`models` are the published ones that are measured, each with what it changes of the configured model.
+
+    An attacker has `references` shadows, the next ones after its target.
+    """
+
+    models: Mapping[str, Mapping[str, Any]]
+    references: int = 15
+
+    reads: ClassVar[tuple[str, ...]] = READS
+    title: ClassVar[str] = "LiRA with 16 models"
+    source: ClassVar[str] = (
+        "the output that stands in the README of research/mi_lira_2021 in github.com/tensorflow/privacy (WRN28-2) and "
+        "of github.com/orientino/lira-pytorch (ResNet18)"
+    )
+    protocol: ClassVar[str] = (
+        "16 models on random halves of CIFAR-10's 50,000 training pictures, 100 epochs with flips and shifts; 15 are "
+        "the shadows of the last, asked with two queries. Here every model is in turn the target, and the accuracy is "
+        "at the threshold that is best on the other targets where theirs is the best on the target itself."
+    )
+    published: ClassVar[tuple[Published, ...]] = _published()
+    budgets: ClassVar[Mapping[str, Budget]] = {
+        "smoke": Budget(
+            overrides=(*SMOKE_POPULATION, "replicas=16", "attack.fpr=0.001"),
+            options={"models": {"WRN28-2": {}}},
+            differs="scikit-learn's digits and a CNN of two convolutions",
+        ),
+        "cpu": Budget(
+            overrides=(*CPU_POPULATION, "attack.fpr=0.001"),
+            options={"models": {"WRN28-2": {}}},
+            differs=f"{CPU_DIFFERS}; 64 targets with 15 shadows each, and one query",
+        ),
+        "full": Budget(
+            overrides=(*FULL_POPULATION, "replicas=16", "signals.queries=2", "attack.fpr=0.001"),
+            options={
+                "models": {
+                    "WRN28-2": {},
+                    "ResNet18": {"_target_": "fl_core.residual.ResNet", "depth": 18, "width": 64, "norm": "batch"},
+                }
+            },
+            differs="",
+        ),
+    }
+
+    def points(self) -> list[Values]:
+        return [{"model": model} for model in self.models]
+
+    def measure(self, point: Values, setting: Setting) -> Values:
+        every = len(self.models) > 1
+        attacks = {
+            f"attack_{number}": one | ({"every_query": True} if every and one["_target_"] == LIRA else {})
+            for number, one in enumerate(VARIANTS.values())
+        }
+        changed = altered(setting.config, {"model": self.models[point["model"]]}, "study.models")
+        asked = changed["attack"] | {"references": self.references}
+        found = leaks(cell_of(setting, attacks, model=changed["model"], attack=asked))
+        return {
+            "rows": [
+                *(
+                    found.row(f"{point['model']}, {variant}: {metric}", attack, kind, percent=kind == "0.001")
+                    for variant, attack in zip(VARIANTS, attacks, strict=True)
+                    for metric, kind in METRICS.items()
+                ),
+                found.accuracy(),
+            ]
+        }
