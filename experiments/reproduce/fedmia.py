@@ -136,7 +136,7 @@ class FedMIATable(Reproduction):
         ),
         "cpu": Budget(
             overrides=(
-                *SERVER, *CIFAR10, "data.limit=2000", "data.test_limit=1000", "model.width=16", "model.halve=pool",
+                *SERVER, *CIFAR10, "data.limit=2000", "data.test_limit=1000", "model.width=16",
                 "rounds=30", "replicas=8", "shard=2", "backend=loop", "sampler.batch_size=10",
                 "algorithm.lr=0.1", "signals.rounds=[2,5,8,11,14,17,20,23,26,29]",
             ),
@@ -160,28 +160,36 @@ class FedMIATable(Reproduction):
     def points(self) -> list[Values]:
         return [{"part": "IID"}]
 
+    def cell(self, point: Values, setting: Setting) -> Cell:
+        return cell_of(setting, {identifier(attack): one for attack, one in ATTACKS.items()})
+
     def measure(self, point: Values, setting: Setting) -> Values:
-        named = {attack.lower().replace(" ", "_").replace("-", "_"): one for attack, one in ATTACKS.items()}
-        cell = cell_of(setting, named)
+        cell = self.cell(point, setting)
         found = leaks(cell)
         rows = []
-        for attack, name in zip(ATTACKS, named, strict=True):
-            rows += whose(cell, attack, name)
-        for attack, name in zip(ATTACKS, named, strict=True):
+        for attack in ATTACKS:
+            rows += whose(cell, attack)
+        for attack in ATTACKS:
+            name = identifier(attack)
             nobody = f"{attack}, nobody's pictures"
             rows.append(found.row(f"{nobody}: TPR at FPR 0.1%", name, "0.001", percent=True))
             rows.append(found.row(f"{nobody}: AUC", name, "auc"))
         return {"rows": [*rows, found.accuracy()]}
 
 
-def whose(cell: Cell, attack: str, name: str) -> list[Values]:
+def identifier(attack: str) -> str:
+    """An attack's name in the cell."""
+    return attack.lower().replace(" ", "_").replace("-", "_")
+
+
+def whose(cell: Cell, attack: str) -> list[Values]:
     """The rows of an attack that tells a client's training pictures from those of the client after it.
 
     The scores are those that the attack gives to each picture for its own client, and for the client before that.
     """
     signals = signals_of(store.RUNS / cell.targets.hash)
     members, owners, clients = cell.targets.members.numpy(), cell.targets.owners.numpy(), cell.config["clients"]
-    method, settings = cell.membership_attacks[name], cell.config["attack"]
+    method, settings = cell.membership_attacks[identifier(attack)], cell.config["attack"]
     scores = [
         np.concatenate(
             [

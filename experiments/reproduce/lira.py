@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from attacks.base import MembershipKnowledge
 from attacks.membership.lira import likelihood_ratios
 from attacks.membership.observed import Signals, require_shadows
+from experiments.cell import Cell
 from experiments.reproduce.base import Budget, Published, Reproduction
 from experiments.reproduce.membership import ALONE, CIFAR10, READS, cell_of, leaks
 from experiments.studies.base import Setting, Values
@@ -21,12 +22,12 @@ Array = NDArray[np.float64]
 RATES = ("attack.fpr=0.001", "attack.fprs=[1e-5]")
 
 CPU_POPULATION = (
-    *ALONE, *CIFAR10, "data.limit=3200", "data.test_limit=1000", "model.width=16", "model.halve=pool",
+    *ALONE, *CIFAR10, "data.limit=3200", "data.test_limit=1000", "model.width=16",
     "sampler=shuffled", "sampler.local_epochs=20", "sampler.batch_size=32", "algorithm.lr=0.01",
     "algorithm.momentum=0.9", "rounds=1", "replicas=64", "shard=8", "backend=loop", "signals.queries=4",
     "signals.public=1000",
 )  # fmt: skip
-"""64 models of a small CNN. The recipe is that of experiment=lira_cifar, chosen by another seed's test accuracy.
+"""64 models of a small CNN, with the epochs, batches and rate of experiment=lira_cifar.
 
 The 16-model smoke test and RMIA ask the same replicas.
 """
@@ -167,8 +168,11 @@ class LiRATables(Reproduction):
             "online": lira | {"every_query": True},
         }
 
+    def cell(self, point: Values, setting: Setting) -> Cell:
+        return cell_of(setting, self.attacks())
+
     def measure(self, point: Values, setting: Setting) -> Values:
-        found = leaks(cell_of(setting, self.attacks()))
+        found = leaks(self.cell(point, setting))
         whole, without = ("online", "") if self.every_query else ("one_query", "; the models never saw such copies")
         told = "" if self.every_query else "one query an example: the models were trained without augmentation"
         queries = f"{setting.config['signals']['queries']} queries an example{without}"

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
+from experiments.cell import Cell
 from experiments.configuration import altered
 from experiments.reproduce.base import Budget, Published, Reproduction
 from experiments.reproduce.lira import CPU_DIFFERS, CPU_POPULATION, FULL_POPULATION, SMOKE_POPULATION
@@ -57,14 +58,22 @@ def _published() -> tuple[Published, ...]:
     return tuple(found)
 
 
+MODELS: dict[str, Values] = {
+    "WRN28-2": {},
+    "ResNet18": {"_target_": "fl_core.residual.ResNet", "depth": 18, "width": 64, "norm": "batch"},
+}
+"""What each model changes of the configured one, which stands for the WRN28-2."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class SixteenModels(Reproduction):
-    """`models` are the published ones that are measured, each with what it changes of the configured model.
+    """`models` are the published ones that are measured.
 
-    An attacker has `references` shadows, the next ones after its target.
+    An attacker has `references` shadows, the next ones after its target, and asks `every_query` or the first alone.
     """
 
-    models: Mapping[str, Mapping[str, Any]]
+    models: Sequence[str]
+    every_query: bool
     references: int = 15
 
     reads: ClassVar[tuple[str, ...]] = READS
@@ -82,22 +91,17 @@ class SixteenModels(Reproduction):
     budgets: ClassVar[Mapping[str, Budget]] = {
         "smoke": Budget(
             overrides=(*SMOKE_POPULATION, "replicas=16", "attack.fpr=0.001"),
-            options={"models": {"WRN28-2": {}}},
+            options={"models": ["WRN28-2"], "every_query": False},
             differs="scikit-learn's digits and a CNN of two convolutions",
         ),
         "cpu": Budget(
             overrides=(*CPU_POPULATION, "attack.fpr=0.001"),
-            options={"models": {"WRN28-2": {}}},
+            options={"models": ["WRN28-2"], "every_query": False},
             differs=f"{CPU_DIFFERS}; 64 targets with 15 shadows each, and one query",
         ),
         "full": Budget(
             overrides=(*FULL_POPULATION, "replicas=16", "signals.queries=2", "attack.fpr=0.001"),
-            options={
-                "models": {
-                    "WRN28-2": {},
-                    "ResNet18": {"_target_": "fl_core.residual.ResNet", "depth": 18, "width": 64, "norm": "batch"},
-                }
-            },
+            options={"models": ["WRN28-2", "ResNet18"], "every_query": True},
             differs="",
         ),
     }
@@ -105,20 +109,23 @@ class SixteenModels(Reproduction):
     def points(self) -> list[Values]:
         return [{"model": model} for model in self.models]
 
-    def measure(self, point: Values, setting: Setting) -> Values:
-        every = len(self.models) > 1
+    def cell(self, point: Values, setting: Setting) -> Cell:
+        more = {"every_query": True} if self.every_query else {}
         attacks = {
-            f"attack_{number}": one | ({"every_query": True} if every and one["_target_"] == LIRA else {})
+            f"attack_{number}": one | (more if one["_target_"] == LIRA else {})
             for number, one in enumerate(VARIANTS.values())
         }
-        changed = altered(setting.config, {"model": self.models[point["model"]]}, "study.models")
+        changed = altered(setting.config, {"model": MODELS[point["model"]]}, "study.models")
         asked = changed["attack"] | {"references": self.references}
-        found = leaks(cell_of(setting, attacks, model=changed["model"], attack=asked))
+        return cell_of(setting, attacks, model=changed["model"], attack=asked)
+
+    def measure(self, point: Values, setting: Setting) -> Values:
+        found = leaks(self.cell(point, setting))
         return {
             "rows": [
                 *(
-                    found.row(f"{point['model']}, {variant}: {metric}", attack, kind, percent=kind == "0.001")
-                    for variant, attack in zip(VARIANTS, attacks, strict=True)
+                    found.row(f"{point['model']}, {variant}: {metric}", f"attack_{at}", kind, percent=kind == "0.001")
+                    for at, variant in enumerate(VARIANTS)
                     for metric, kind in METRICS.items()
                 ),
                 found.accuracy(),

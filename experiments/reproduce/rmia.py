@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
+from experiments.cell import Cell
 from experiments.reproduce.base import Budget, Published, Reproduction
 from experiments.reproduce.lira import CPU_DIFFERS, CPU_POPULATION, FULL_POPULATION, SMOKE_POPULATION
 from experiments.reproduce.membership import READS, cell_of, leaks
@@ -55,9 +56,12 @@ class RMIAOffline(Reproduction):
     def points(self) -> list[Values]:
         return [{"part": "CIFAR-10"}]
 
-    def measure(self, point: Values, setting: Setting) -> Values:
+    def cell(self, point: Values, setting: Setting) -> Cell:
         rmia = {"_target_": "attacks.membership.rmia.RMIA", "online": False, "gamma": 2.0, "offline_a": 0.3}
-        found = leaks(cell_of(setting, {f"rmia_{count}": rmia | {"references": count} for count in REFERENCES}))
+        return cell_of(setting, {f"rmia_{count}": rmia | {"references": count} for count in REFERENCES})
+
+    def measure(self, point: Values, setting: Setting) -> Values:
+        found = leaks(self.cell(point, setting))
         rows = []
         for count in REFERENCES:
             for reported in ("", ", as users report")[: 1 + (count == 4)]:

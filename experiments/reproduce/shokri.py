@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from attacks.metrics import mean_interval
+from experiments.cell import Cell
 from experiments.configuration import altered
 from experiments.reproduce.base import Budget, Published, Reproduction
 from experiments.reproduce.membership import ALONE, CIFAR10, READS, cell_of, leaks
@@ -97,13 +98,13 @@ class ShadowAttack(Reproduction):
         ),
         "cpu": Budget(
             overrides=(
-                *ALONE, *CIFAR10, *NETWORK, "+model.options.width=16", "data.test_limit=1000", "rounds=1", "shard=2",
-                "sampler=shuffled", "sampler.local_epochs=30", "sampler.batch_size=32", "algorithm.lr=0.01",
+                *ALONE, *CIFAR10, *NETWORK, "+model.options.width=8", "data.test_limit=1000", "rounds=1", "shard=2",
+                "sampler=shuffled", "sampler.local_epochs=20", "sampler.batch_size=32", "algorithm.lr=0.01",
                 "algorithm.momentum=0.9", "backend=loop", "signals.public=0",
             ),
-            options={"sizes": [2500, 5000], "models": 6},
+            options={"sizes": [2500, 5000], "models": 5},
             differs=(
-                f"CIFAR-10 saved again as JPEG, 5 shadows in place of 100, 30 epochs at another learning rate; {SHARED}"
+                f"CIFAR-10 saved again as JPEG, 4 shadows in place of 100, 20 epochs at another rate; {SHARED}"
             ),
         ),
         "full": Budget(
@@ -120,14 +121,16 @@ class ShadowAttack(Reproduction):
     def points(self) -> list[Values]:
         return [{"size": size} for size in self.sizes]
 
-    def measure(self, point: Values, setting: Setting) -> Values:
-        size = point["size"]
+    def cell(self, point: Values, setting: Setting) -> Cell:
         classifier = {
             "_target_": "attacks.membership.shadow_classifier.ShadowClassifier",
             "classifier": "multilayer perceptron",
         }
-        data = altered(setting.config, {"data": {"limit": 2 * size}}, "study.sizes")["data"]
-        found = leaks(cell_of(setting, {"shadow_classifier": classifier}, data=data, replicas=self.models))
+        data = altered(setting.config, {"data": {"limit": 2 * point["size"]}}, "study.sizes")["data"]
+        return cell_of(setting, {"shadow_classifier": classifier}, data=data, replicas=self.models)
+
+    def measure(self, point: Values, setting: Setting) -> Values:
+        size, found = point["size"], leaks(self.cell(point, setting))
         scores, members = found.scores("shadow_classifier")
         labels = found.cell.targets.pool.labels.cpu().numpy()
         precisions, recalls = by_class(scores > 0, members, labels)
