@@ -48,7 +48,7 @@ class RMIAOffline(Reproduction):
         ),
         "cpu": Budget(overrides=(*CPU_POPULATION, "attack.fpr=1e-4"), differs=f"{CPU_DIFFERS}; 64 targets"),
         "full": Budget(
-            overrides=(*FULL_POPULATION, "signals.public=all", "replicas=16", "attack.fpr=1e-4"),
+            overrides=(*FULL_POPULATION, "signals.public=10000", "replicas=16", "attack.fpr=1e-4"),
             differs="",
         ),
     }
