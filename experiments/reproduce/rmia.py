@@ -32,10 +32,10 @@ class RMIAOffline(Reproduction):
         "trained on it; γ = 2, a = 0.3; the target's AUC and TPR at FPR 0.01%."
     )
     published: ClassVar[tuple[Published, ...]] = (
-        Published(what="1 reference: AUC", value=68.64, unit="%", tolerance=0.43, digits=2, remembered=True),
-        Published(what="2 references: AUC", value=70.13, unit="%", tolerance=0.37, digits=2, remembered=True),
-        Published(what="4 references: AUC", value=71.02, unit="%", tolerance=0.37, digits=2),
-        Published(what="4 references, as users report: AUC", value=64.67, unit="%", digits=2),
+        Published(what="1 reference: AUC", value=0.6864, tolerance=0.0043, digits=4, remembered=True),
+        Published(what="2 references: AUC", value=0.7013, tolerance=0.0037, digits=4, remembered=True),
+        Published(what="4 references: AUC", value=0.7102, tolerance=0.0037, digits=4),
+        Published(what="4 references, as users report: AUC", value=0.6467, digits=4),
         Published(what="1 reference: TPR at FPR 0.01%", value=1.19, unit="%", digits=2, remembered=True),
         Published(what="2 references: TPR at FPR 0.01%", value=1.71, unit="%", digits=2, remembered=True),
         Published(what="4 references: TPR at FPR 0.01%", value=2.91, unit="%", digits=2),
@@ -67,5 +67,5 @@ class RMIAOffline(Reproduction):
             for reported in ("", ", as users report")[: 1 + (count == 4)]:
                 for metric, kind in (("AUC", "auc"), ("TPR at FPR 0.01%", "1e-4")):
                     what = f"{_offline(count)}{reported}: {metric}"
-                    rows.append(found.row(what, f"rmia_{count}", kind, percent=True))
+                    rows.append(found.row(what, f"rmia_{count}", kind, percent=kind == "1e-4"))
         return {"rows": [*rows, found.accuracy()]}
