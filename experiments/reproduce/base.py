@@ -71,6 +71,11 @@ class Reproduction(Study):
     def __post_init__(self) -> None:
         check_choice("budget", self.budget, self.budgets)
 
+    def measured(self, records: Sequence[Values]) -> list[Values]:
+        """The rows that are judged. Here those of the points as they are; where points are seeds, a subclass puts them
+        together, and it may say in a row without a value why a number was not measured."""
+        return rows(records)
+
     def figure(self, records: Sequence[Values], title: str) -> Figure:
         """Each published number beside ours with its interval, one panel a unit."""
         return published_and_ours(verdicts(self, records), title)
@@ -99,7 +104,7 @@ class Judged:
 
 def verdicts(study: Reproduction, records: Sequence[Values]) -> list[Judged]:
     """A line for each published number, in the paper's order, then what was measured beside them."""
-    measured = rows(records)
+    measured = study.measured(records)
     named = {one.what: one for one in study.published}
     lines = []
     for one in study.published:
