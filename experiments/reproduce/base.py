@@ -56,8 +56,8 @@ class Reproduction(Study):
 
     `measure` gives rows whose `metric` is the `what` of a published number, with `value`, `low`, `high` and `samples`;
     `differs` in a row says what sets it apart from the published protocol besides the budget, and `note` what else is
-    to be said. Rows of other metrics are shown without a verdict. `skipped` says of a published number why no budget
-    measures it.
+    to be said; `as_published` is true in a row that is the published one whatever the budget, such as a closed form.
+    Rows of other metrics are shown without a verdict. `skipped` says of a published number why no budget measures it.
     """
 
     budget: str
@@ -123,7 +123,8 @@ def verdicts(study: Reproduction, records: Sequence[Values]) -> list[Judged]:
 def judge(published: Published, row: Values, budget: Budget) -> Judged:
     """Matched where the published number, give or take its tolerance, lies in our interval, or ours is beyond it in the
     claim's sense; scaled down, and neither, where the protocol differs."""
-    differs = "; ".join(part for part in (budget.differs, row.get("differs", "")) if part)
+    of_budget = "" if row.get("as_published") else budget.differs
+    differs = "; ".join(part for part in (of_budget, row.get("differs", "")) if part)
     note = row.get("note", "")
     if differs:
         why = "; ".join(part for part in (differs, note) if part)
