@@ -130,7 +130,7 @@ class OneRunAudit(Reproduction):
                 f"pictures and canaries need {needed}, and the pool has {len(setting.pool)}; raise data.limit "
                 "or lower study.canaries"
             )
-        self.federation("white-box", 0, setting)
+        self.largest(setting.make("model", shape=setting.pool.shape, classes=len(setting.pool.classes)))
 
     def points(self) -> list[Values]:
         runs = [{"view": view, "seed": number} for number in range(self.seeds) for view in VIEWS]
@@ -174,15 +174,20 @@ class OneRunAudit(Reproduction):
         )  # fmt: skip
         return replace(federation, defense=private.prepare(federation.plan))
 
-    def quiet(self, model: torch.nn.Module, references: ImageSet, run_seed: int) -> tuple[str, Tensor]:
-        """The largest variable, and of it the coordinates [canaries] that ordinary gradients move least."""
-        variables = variables_of(model)
-        where = max(variables, key=lambda name: variables[name].numel())
-        if variables[where].numel() < self.canaries:
+    def largest(self, model: torch.nn.Module) -> str:
+        """The name of the largest variable; InputError where it has no coordinate for each canary."""
+        sizes = {name: value.numel() for name, value in variables_of(model).items()}
+        where = max(sizes, key=lambda name: sizes[name])
+        if sizes[where] < self.canaries:
             raise InputError(
                 f"study.canaries is {self.canaries}, and no variable of the model has as many coordinates; the largest "
-                f"has {variables[where].numel()}"
+                f"has {sizes[where]}"
             )
+        return where
+
+    def quiet(self, model: torch.nn.Module, references: ImageSet, run_seed: int) -> tuple[str, Tensor]:
+        """The largest variable, and of it the coordinates [canaries] that ordinary gradients move least."""
+        where = self.largest(model)
         models = [initial_parameters(model, seed(run_seed, "canary model", number)) for number in range(MODELS)]
         stacked = {name: torch.stack([one[name] for one in models]) for name in models[0]}
         pictures = references.images.expand(MODELS, *references.images.shape)
