@@ -104,8 +104,8 @@ class MatchedUtility(Reproduction):
                 "data.test_path={data}/mnist-test.parquet", "data.limit=1000", "data.test_limit=4000", "model=mlp",
                 "model.hidden=[64]",
             ),
-            options={"replicas": 32, "selecting": 8, "noise_multipliers": [0.1, 0.2, 0.4, 0.8], "dp_lrs": [0.3, 1.0]},
-            differs="1000 MNIST pictures of which half are trained on, a perceptron, 32 models, two clients",
+            options={"replicas": 44, "selecting": 8, "noise_multipliers": [0.1, 0.2, 0.4, 0.8], "dp_lrs": [0.3, 1.0]},
+            differs="1000 MNIST pictures of which half are trained on, a perceptron, 44 models, two clients",
         ),
         "full": Budget(
             overrides=(

@@ -79,9 +79,9 @@ class Rounds(Reproduction):
     )
     budgets: ClassVar = {
         "smoke": Budget(
-            overrides=("data=digits", "data.limit=600", "model=mcmahan_cnn", "model.width=4"),
-            options={"cells": list(CELLS), "seeds": 2, "rounds": 8, "target": 0.4, "clients": 20, "cohort": 5},
-            differs="8x8 digits, 20 clients, five a round, a CNN of width 4, rounds to 40%, at most 8",
+            overrides=("data=digits", "data.limit=400", "model=mcmahan_cnn", "model.width=4"),
+            options={"cells": list(CELLS), "seeds": 2, "rounds": 6, "target": 0.3, "clients": 20, "cohort": 5},
+            differs="8x8 digits, 20 clients, five a round, a CNN of width 4, rounds to 30%, at most 6",
         ),
         "cpu": Budget(
             overrides=REAL,

@@ -111,7 +111,8 @@ def test_the_running_best_crosses_between_two_rounds():
 
 def test_a_seed_that_did_not_get_there_counts_with_all_its_rounds():
     study = fedavg.Rounds(budget="cpu", cells=["IID, E=1, B=10"], seeds=2, rounds=60)
-    records = [{"cell": "IID, E=1, B=10", "rows": [{"metric": "IID, E=1, B=10", "value": value}]} for value in (30.0, None)]  # fmt: skip
+    cell = "IID, E=1, B=10"
+    records = [{"cell": cell, "rows": [{"metric": cell, "value": value}]} for value in (30.0, None)]
     first, *others = verdicts(study, records)
     assert first.row is not None
     assert first.row["value"] == 45.0
@@ -128,6 +129,7 @@ def test_the_older_conversion_gives_the_epsilon_that_opacus_printed(sigma: float
     assert round(found, 2) == told
 
 
+@pytest.mark.heavy
 def test_every_computed_epsilon_is_matched():
     study = opacus_mnist.OpacusMNIST(budget="smoke", levels=[], seeds=1)
     records = [{"level": opacus_mnist.ACCOUNTING, "seed": None, "rows": opacus_mnist.accounted()}]
@@ -170,7 +172,7 @@ def test_a_crafted_gradient_lands_on_its_own_coordinate_and_an_ordinary_one_is_l
     assert torch.allclose(flat, expected, atol=1e-6)
     assert all((value == 0).all() for name, value in found.items() if name != "hidden.0.weight")
     plain = moved(like)
-    assert all(torch.equal(value, plain[name]) for name, value in moved(like, crafted).items())
+    assert all(torch.allclose(value, plain[name], atol=1e-6) for name, value in moved(like, crafted).items())
 
 
 # Secure aggregation
@@ -203,7 +205,8 @@ def setting_of(name: str, noise: float, choosing: float, scores: Any, members: A
 
 def test_the_match_is_the_most_noise_that_is_as_accurate_where_the_choice_is_made():
     heuristic = setting_of("clip", 0, 0.80, [[0.0]], [[1]])
-    private = [setting_of("DP-SGD", noise, choosing, [[0.0]], [[1]]) for noise, choosing in ((0.1, 0.9), (0.4, 0.81), (0.8, 0.7))]  # fmt: skip
+    levels = ((0.1, 0.9), (0.4, 0.81), (0.8, 0.7))
+    private = [setting_of("DP-SGD", noise, choosing, [[0.0]], [[1]]) for noise, choosing in levels]
     assert matched(heuristic, private).noise == 0.4
     assert matched(setting_of("clip", 0, 0.95, [[0.0]], [[1]]), private).noise == 0.1
 
