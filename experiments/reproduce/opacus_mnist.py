@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import ClassVar
 
 import numpy as np
@@ -14,6 +15,7 @@ from defenses.accounting import epsilon_pld, epsilon_rdp
 from experiments.benchmarks.dp_utility import BATCH, DELTA, LEVELS, STEPS, one_client
 from experiments.reproduce.base import Budget, Published, Reproduction
 from experiments.studies.base import Setting, Values, rows
+from fl_core.checkpoint import read_json
 from fl_core.errors import check_choice, check_number
 from fl_core.federation import run
 from fl_core.models import accuracy
@@ -25,7 +27,8 @@ ACCOUNTING = "accounting"
 BY_PLD = {"low": 5.44, "medium": 2.31, "high": 0.84}
 """At a grid of 1e-3; finer grids give less, since every grid rounds up."""
 
-LONG = "25 to 35 minutes a seed on one core; results/benchmarks/dp_utility.md has three seeds of it"
+LONG = "eight to 35 minutes a seed on one core; the budget full measures it"
+EARLIER = "earlier"
 
 
 def named(level: str) -> str:
@@ -50,7 +53,8 @@ class OpacusMNIST(Reproduction):
     """The `levels` of noise with `seeds` seeds each, and what the accountants say of all of them.
 
     `epochs` is how many each is trained (None: as published) and `steps` are an epoch's, in Poisson batches of `batch`
-    on average.
+    on average. `earlier` names a record of `experiments.benchmarks.dp_utility`, whose seeds count too where it is
+    there: its runs are of the same protocol, and take hours.
     """
 
     levels: Sequence[str]
@@ -58,6 +62,7 @@ class OpacusMNIST(Reproduction):
     epochs: int | None = None
     batch: int = BATCH
     steps: int = STEPS
+    earlier: str | None = None
 
     title = "DP-SGD on MNIST (Opacus's example)"
     source = (
@@ -95,7 +100,11 @@ class OpacusMNIST(Reproduction):
             options={"levels": ["none", "high"], "seeds": 1, "epochs": 1, "batch": 60, "steps": 20},
             differs="8x8 digits, a smaller CNN, one epoch of 20 steps",
         ),
-        "cpu": Budget(overrides=REAL, options={"levels": ["none", "high"], "seeds": 1}, differs=""),
+        "cpu": Budget(
+            overrides=REAL,
+            options={"levels": ["none"], "seeds": 1, "earlier": "results/benchmarks/dp_utility.json"},
+            differs="",
+        ),
         "full": Budget(overrides=REAL, options={"levels": list(LEVELS), "seeds": 10}, differs=""),
     }
 
@@ -116,12 +125,15 @@ class OpacusMNIST(Reproduction):
 
     def points(self) -> list[Values]:
         seeds = [{"level": level, "seed": number} for number in range(self.seeds) for level in self.levels]
-        return [*seeds, {"level": ACCOUNTING, "seed": None}]
+        before = [{"level": EARLIER, "seed": None}] if self.earlier else []
+        return [*seeds, *before, {"level": ACCOUNTING, "seed": None}]
 
     def measure(self, point: Values, setting: Setting) -> Values:
         name = point["level"]
         if name == ACCOUNTING:
             return {"rows": accounted()}
+        if name == EARLIER:
+            return {"rows": before(Path(str(self.earlier)))}
         level, pool = LEVELS[name], setting.pool.to(setting.device)
         model = setting.make("model", shape=pool.shape, classes=len(pool.classes))
         number = seed(setting.seed, f"Opacus's example, {name}", point["seed"])
@@ -133,17 +145,32 @@ class OpacusMNIST(Reproduction):
         """The mean over seeds of each level's accuracy, and ε as it is: that is computed from the published σ."""
         found = []
         for level in LEVELS:
-            each = [row["value"] for row in rows(records, metric=named(level))]
-            about: Values = {"metric": named(level), "value": None, "samples": len(each)}
+            each = rows(records, metric=named(level))
+            about: Values = {"metric": named(level), "value": None, "samples": len(each), "note": LONG}
             if each:
-                mean = mean_interval(np.array(each))
+                mean = mean_interval(np.array([row["value"] for row in each]))
+                made = {row["revision"] for row in each if "revision" in row}
                 about |= {"value": mean.value, "note": "one seed" if len(each) == 1 else f"mean of {len(each)} seeds"}
+                if made:
+                    count = sum("revision" in row for row in each)
+                    about["note"] += f", {count} of them of {self.earlier} (revision {', '.join(sorted(made))})"
                 if len(each) > 1:
                     about |= {"low": mean.low, "high": mean.high}
-            else:
-                about["note"] = LONG
             found.append(about)
         return found + rows(records, level=ACCOUNTING)
+
+
+def before(file: Path) -> list[Values]:
+    """The accuracies of whole runs in a record of the benchmark, each with its revision; none where there is no such
+    file."""
+    if not file.exists():
+        return []
+    record = read_json(file)
+    return [
+        {"metric": named(made["level"]), "value": 100 * made["accuracy"], "revision": record["revision"]}
+        for made in record["runs"]
+        if made["epochs"] == LEVELS[made["level"]].epochs
+    ]
 
 
 def accounted() -> list[Values]:

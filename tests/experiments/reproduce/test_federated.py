@@ -24,6 +24,7 @@ from experiments.studies.base import Performance, build
 from experiments.studies.planted import CraftedGradients, numbered
 from fl_core.algorithms.fedavg import FedAvg
 from fl_core.architectures import MLP
+from fl_core.checkpoint import write_json
 from fl_core.data import ImageSet
 from fl_core.federation import federate, initial_state, run
 from fl_core.sampling import Shuffled
@@ -138,6 +139,21 @@ def test_every_computed_epsilon_is_matched():
     }
     assert len(judged) == 6
     assert set(judged.values()) == {"matched"}
+
+
+def test_earlier_runs_count_as_seeds_and_say_where_they_are_from(tmp_path: Path):
+    file = tmp_path / "runs.json"
+    whole, cut = ((15, 0.94), (15, 0.95)), ((1, 0.3),)
+    runs = [{"level": "high", "epochs": epochs, "accuracy": found} for epochs, found in (*whole, *cut)]
+    write_json(file, {"revision": "abc", "runs": runs})
+    study = opacus_mnist.OpacusMNIST(budget="cpu", levels=[], seeds=1, earlier=str(file))
+    records = [{"level": opacus_mnist.EARLIER, "seed": None, "rows": opacus_mnist.before(file)}]
+    found = {line.what: line for line in verdicts(study, records)}[opacus_mnist.named("high")]
+    assert found.row is not None
+    assert found.row["value"] == pytest.approx(94.5)
+    assert "mean of 2 seeds, 2 of them of" in found.why
+    assert "revision abc" in found.why
+    assert opacus_mnist.before(tmp_path / "none.json") == []
 
 
 # The audit
