@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test paper lint clean setup
+.PHONY: demo test paper current lint docs clean setup
 
 demo: setup
 	$(BIN)/python -m experiments.run experiment=leakage_vs_epsilon
@@ -13,10 +13,18 @@ test: setup
 paper: setup
 	$(BIN)/python -m experiments.paper
 
+current: setup
+	$(BIN)/python -m experiments.paper --check
+
 lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+docs: setup
+	rm -rf build/docs docs/api
+	$(BIN)/python -m sphinx -q -W --keep-going -n -j auto -b html docs build/docs
+	@echo "Open build/docs/index.html"
 
 setup: .venv/ready
 
@@ -28,5 +36,5 @@ setup: .venv/ready
 	touch $@
 
 clean:
-	rm -rf .venv build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis results/runs results/ci
+	rm -rf .venv build docs/api *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis results/runs results/ci
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -26,6 +26,7 @@ Floats = npt.NDArray[np.float64]
 
 # A rate, or an array of them; what comes back has the same shape.
 Rates = TypeVar("Rates", float, Floats)
+"""One rate, or an array of rates; what comes back is of the same kind."""
 
 # A line of slope e^ε reaches 1 by F = e^−ε, so these cover every F that 10^10 non-members could resolve.
 _LARGEST_EPSILON = math.log(1e10)

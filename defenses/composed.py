@@ -203,6 +203,8 @@ def composed(defenses: Sequence[Defense | None] | Mapping[str, Defense | None]) 
 
     A part that is None is none, so that a sweep can leave it out.
     """
+    if not isinstance(defenses, Mapping | Sequence) or isinstance(defenses, str):
+        raise InputError(f"defense.defenses is {defenses!r}; give defences by name, as conf/defense/composed.yaml does")
     given = defenses.values() if isinstance(defenses, Mapping) else defenses
     parts = tuple(part for part in given if part is not None)
     for part in parts:

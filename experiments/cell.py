@@ -19,7 +19,7 @@ from experiments import population, store
 from experiments.configuration import altered, make, resolve_device
 from experiments.executor import Executor
 from experiments.population import ASKED, FREE, Population
-from fl_core.errors import InputError, check_choice, check_number
+from fl_core.errors import InputError, check_choice, check_flag, check_list, check_number
 from fl_core.partition import NOBODY
 from fl_core.views import VIEWS
 
@@ -183,6 +183,20 @@ def _check_attacks(config: dict[str, Any], targets: Population) -> None:
 
 def _check(config: dict[str, Any]) -> None:
     """Ranges of the plain fields that are no population's, once, here."""
+    store.check_place(config["name"])
+    if not isinstance(config["title"], str):
+        raise InputError(f"title is {config['title']!r}; it must be text, as in 'title=\"My study\"'")
+    for name in ("save_rounds", "debug"):
+        check_flag(name, config[name])
+    for name in ("attack", "attack.membership", "attack.reconstruction", "executor"):
+        population.check_fields(name, config["attack"][name[7:]] if "." in name else config[name])
+    for name, one in config["attack"]["membership"].items():
+        population.check_fields(f"attack.membership.{name}", one, f"take it out with ~attack.membership.{name}")
+    names = config["client_names"]
+    if names is not None and (not isinstance(names, list) or len(names) != config["clients"]):
+        raise InputError(
+            f"client_names is {names!r}; it must be a list of {config['clients']} names, one a client, or null"
+        )
     if config["against"] is not None:
         check_choice("against", config["against"], VIEWS)
     if config["workers"] != "auto":
@@ -193,8 +207,7 @@ def _check(config: dict[str, Any]) -> None:
     check_number("attack.victims", attack["victims"], minimum=0, integer=True)
     check_number("attack.fpr", attack["fpr"], above=0, below=1)
     for name in ("fprs", "audit_with"):
-        if not isinstance(attack[name], list):
-            raise InputError(f"attack.{name} is {attack[name]!r}; give a list, [] for none")
+        check_list(f"attack.{name}", attack[name], "with commas between its entries; [] for none")
     for rate in attack["fprs"]:
         check_number("attack.fprs", rate, above=0, below=1)
     check_number("attack.resamples", attack["resamples"], minimum=100, integer=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import inspect
+import re
 from collections.abc import Mapping
 from functools import lru_cache
 from typing import Any
@@ -28,6 +29,8 @@ def resolve_device(name: str) -> torch.device:
 
 def make(config: Mapping[str, Any], **more: Any) -> Any:
     """The object that a configuration group describes; bad values come back as one InputError."""
+    if not isinstance(config, Mapping) or "_target_" not in config:
+        raise InputError(f"{config!r} describes nothing; give the fields of an option of conf/, with its _target_")
     try:
         factory = instantiate({**config, "_partial_": True, "_convert_": "all"})
     except InstantiationException as error:
@@ -35,10 +38,17 @@ def make(config: Mapping[str, Any], **more: Any) -> Any:
             raise error.__cause__ from None
         raise InputError(" ".join(str(error).split())) from error
     options = inspect.signature(factory.func).parameters
-    if not any(option.kind is option.VAR_KEYWORD for option in options.values()):
+    closed = not any(option.kind is option.VAR_KEYWORD for option in options.values())
+    if closed:
         for name in factory.keywords:
             check_choice(f"an option of {config['_target_']}", name, options)
-    return factory(**more)
+    try:
+        return factory(**more)
+    except TypeError as error:
+        unknown = re.search("unexpected keyword argument '([^']*)'", str(error))
+        if closed or unknown is None or unknown.group(1) not in factory.keywords:
+            raise
+        raise InputError(f"{config['_target_']} has no option {unknown.group(1)}; take it out") from None
 
 
 def altered(config: Mapping[str, Any], changes: Mapping[str, Any], where: str) -> dict[str, Any]:

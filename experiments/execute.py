@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 import torch
 
 from defenses.bounds import TradeOff
-from experiments import reconstruction_scores, scoring, store, tasks
+from experiments import reconstruction_scores, scoring, store, tasks, tensorboard_log
 from experiments.cell import Cell
 from experiments.executor import Run
 from experiments.pieces import probe_parts, stored_scores, target_parts
@@ -49,6 +49,7 @@ def execute(cell: Cell, label: str = "", wait: bool = False) -> Path:
     store.run_once(final, work, wait, store.CELL)
     for population in cell.populations:
         store.load(store.RUNS / population.hash, store.REPLICAS)
+        tensorboard_log.stored(population.config, store.RUNS / population.hash)
     return final
 
 

@@ -29,12 +29,12 @@ from experiments.configuration import flat
 from experiments.figures import encoded
 from experiments.holdings_figure import Deal, draw
 from experiments.population import who_holds_what
-from experiments.store import RESULTS
+from experiments.store import RESULTS, check_place
 from experiments.sweep import expand, resolved
 from experiments.terminal import one_line_errors
 from fl_core.checkpoint import write_bytes, write_text
 from fl_core.data import class_number
-from fl_core.errors import InputError
+from fl_core.errors import InputError, check_list
 from fl_core.partition import NOBODY
 
 DECIDING = ("data", "partition", "clients", "canaries", "rarity", "seed")
@@ -51,6 +51,8 @@ def deal(config: Mapping[str, Any], title: str, detail: str = "") -> Deal:
         cells = held.owners[mask] * len(classes) + labels[mask]
         return torch.bincount(cells, minlength=clients * len(classes)).view(clients, -1).numpy()
 
+    if config["client_names"] is not None:
+        check_list("client_names", config["client_names"], "of names, one a client, or null")
     names: Sequence[Any] = config["client_names"] or range(clients)
     if not config["client_names"] and config["partition"]["_target_"].endswith(".Natural"):
         names = held.pool.owner_names
@@ -142,6 +144,7 @@ def main() -> None:
         return
     with one_line_errors(debug="debug=true" in overrides):
         configs = configurations(overrides)
+        check_place(configs[0]["name"])
         folder = RESULTS / str(configs[0]["name"])
         for one in write(configs, folder):
             print(f"{one.named()}: {one.sizes_in_words()}; {one.skew_in_words()}")

@@ -7,7 +7,6 @@ those that would be drawn now.
 
 from __future__ import annotations
 
-import argparse
 import re
 import sys
 import tempfile
@@ -16,24 +15,32 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from experiments import record, sweep_paper
+from experiments.benchmarks import page
 from experiments.store import RESULTS
 from experiments.studies import paper as study_paper
-from experiments.terminal import one_line_errors
+from experiments.terminal import Parser, one_line_errors
 from fl_core.errors import InputError
 
 STALE = 1
+BENCHMARKS = "benchmarks"
 
 
 def draw(folder: Path, out: Path | None = None) -> list[str]:
-    """Draw a results folder from its record, into `out` or where it is; returns the names of the files."""
+    """Draw a results folder from its record, or from those of its benchmarks, into `out` or where it is.
+
+    Returns the names of the files. Raises InputError where there is no record.
+    """
+    if folder.name == BENCHMARKS:
+        return [name for file in sorted(folder.glob("*.json")) for name in page.draw(file, out or folder)]
     found = record.read(folder)
     draw_it = sweep_paper.draw if found.cells else study_paper.draw
     return draw_it(found, out or folder)
 
 
 def all_folders(root: Path = RESULTS) -> list[Path]:
-    """Every folder under `root` that holds a record, stored runs aside."""
-    return sorted(path.parent for path in root.rglob(record.FILE) if "runs" not in path.relative_to(root).parts)
+    """Every folder under `root` that holds a record or benchmarks, stored runs aside."""
+    found = {path.parent for path in root.rglob(record.FILE) if "runs" not in path.relative_to(root).parts}
+    return sorted(found | {path for path in [root / BENCHMARKS] if path.is_dir()})
 
 
 def stale(folder: Path) -> list[str]:
@@ -63,7 +70,7 @@ def _inflated(pdf: bytes) -> list[bytes]:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(prog="python -m experiments.paper", description=__doc__.splitlines()[0])
+    parser = Parser("experiments.paper", __doc__)
     parser.add_argument("folders", nargs="*", type=Path, help="folders that a sweep or a study wrote; none: all")
     parser.add_argument("--check", action="store_true", help="write nothing; exit with 1 where a file is not current")
     options = parser.parse_args(arguments)

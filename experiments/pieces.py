@@ -31,6 +31,7 @@ def victims(cell: Cell) -> torch.Tensor:
 
 
 def probe_parts(cell: Cell) -> int:
+    """Into how many tasks the probe's victims are cut."""
     return -(-len(victims(cell)) // PROBE_BATCH)
 
 

@@ -12,9 +12,11 @@ import torch
 from torch import Tensor, nn
 
 from attacks.membership.observed import KINDS
+from attacks.membership.reading import queries_of
 from defenses.base import Defense
-from experiments import store
+from experiments import store, tensorboard_log
 from experiments.configuration import make, read_data
+from fl_core.aggregation import Krum
 from fl_core.algorithms.fedavg import FedAvg
 from fl_core.augmentation import Augmentation
 from fl_core.data import ImageSet, class_number
@@ -30,7 +32,7 @@ from fl_core.plan import Plan
 from fl_core.tampering import Tampering
 from fl_core.views import MaliciousServer, Recorder, ReleasedModel, SecureServer, Server
 
-FREE = ("name", "title", "client_names", "workers", "executor", "debug")
+FREE = ("name", "title", "client_names", "workers", "executor", "debug", "tensorboard")
 """Fields that change no result, and so no hash."""
 
 ASKED = ("attack", "about", "against", "target_accuracy", "study")
@@ -165,6 +167,7 @@ def build(config: Mapping[str, Any], device: torch.device, named: str) -> Popula
     held = who_holds_what(config)
     pool, owners, run = held.pool, withhold(held.owners, config["held"], config["seed"]), config["seed"]
     model = make(config["model"], shape=pool.shape, classes=len(pool.classes))
+    participation = make(config["participation"])
     algorithm = make(
         config["algorithm"],
         sampler=make(config["sampler"]),
@@ -172,6 +175,8 @@ def build(config: Mapping[str, Any], device: torch.device, named: str) -> Popula
         server_schedule=make(config["server_schedule"]),
         aggregator=make(config["aggregator"]),
     )
+    if isinstance(algorithm.aggregator, Krum):
+        algorithm.aggregator.check(config["participation"].get("cohort") or config["clients"])
     defense = make(config["defense"]).for_model(model)
     largest = int(torch.bincount(owners[owners != NOBODY]).max())
     if algorithm.sampler.batch(largest) > largest:
@@ -179,6 +184,7 @@ def build(config: Mapping[str, Any], device: torch.device, named: str) -> Popula
             f"sampler.batch_size is {algorithm.sampler.batch_size}, but no client has more than {largest} examples; "
             "lower it or give the clients more"
         )
+    queries_of(pool.images[:1], config["signals"]["queries"])  # it refuses those that a small picture has no room for
     hashed = {name: value for name, value in config.items() if name not in FREE + ASKED}
     hashed |= {"device": named, "model code": own_code(model), "what is read": fields_of(config["signals"]["view"])}
     first = config["first_replica"]
@@ -196,7 +202,7 @@ def build(config: Mapping[str, Any], device: torch.device, named: str) -> Popula
         sizes=public_sizes(owners, config["clients"], config["membership"]),
         model=model.to(device),
         algorithm=algorithm,
-        participation=make(config["participation"]),
+        participation=participation,
         fleet=make(config["fleet"]),
         augmentation=make(config["augmentation"]),
         defense=defense,
@@ -223,6 +229,7 @@ def _tampering(config: dict[str, Any], model: nn.Module, pool: ImageSet) -> Tamp
     """What the active attack `tamper` makes of the models that are sent, or None."""
     if config["tamper"] is None:
         return None
+    check_fields("tamper", config["tamper"])
     attack = make(config["tamper"])
     if not hasattr(attack, "tampering"):
         raise InputError(f"tamper is {attack.name}, which changes no model; name an active attack, or set tamper=null")
@@ -242,8 +249,29 @@ def own_code(model: nn.Module) -> str:
         return ""
 
 
+GROUPS = (
+    "data", "partition", "model", "participation", "fleet", "sampler", "augmentation", "algorithm", "aggregator",
+    "client_schedule", "server_schedule", "defense",
+)  # fmt: skip
+
+
+GROUPS_ELSEWHERE = {name: f"schedule@{name}" for name in ("client_schedule", "server_schedule")}
+"""What a group is called on the command line, where that is not the field's name."""
+
+
+def check_fields(name: str, value: object, cure: str = "leave it as it is") -> None:
+    """InputError unless what stands at `name` has fields of its own."""
+    if not isinstance(value, Mapping):
+        raise InputError(
+            f"{name} is {value!r}, but it has fields of its own; set one of them, as in {name}.FIELD=..., or {cure}"
+        )
+
+
 def _check(config: dict[str, Any]) -> None:
     """Ranges of the plain fields, once, here."""
+    for name in GROUPS:
+        check_fields(name, config[name], f"choose an option, as in {GROUPS_ELSEWHERE.get(name, name)}=...")
+    check_fields("signals", config["signals"])
     for name, minimum in (("clients", 1), ("rounds", 1), ("replicas", 4), ("shard", 1), ("first_replica", 0)):
         check_number(name, config[name], minimum=minimum, integer=True)
     check_number("seed", config["seed"], minimum=0, integer=True)
@@ -251,6 +279,7 @@ def _check(config: dict[str, Any]) -> None:
     check_choice("design", config["design"], DESIGNS)
     check_number("held", config["held"], above=0, maximum=1)
     check_number("canaries", config["canaries"], minimum=0, below=1)
+    tensorboard_log.check(config["tensorboard"])
     check_choice("backend", config["backend"], BACKENDS)
     check_choice("precision", config["precision"], PRECISIONS)
     if config["memory"] != "auto":
@@ -266,3 +295,5 @@ def _check(config: dict[str, Any]) -> None:
             )
         for round in signals["rounds"]:
             check_number("signals.rounds", round, minimum=0, maximum=config["rounds"] - 1, integer=True)
+        if len(set(signals["rounds"])) < len(signals["rounds"]):
+            raise InputError(f"signals.rounds is {signals['rounds']}, with a round twice; name each once")

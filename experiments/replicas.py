@@ -24,11 +24,12 @@ from torch import Tensor
 
 from attacks.membership.observed import KINDS, SHARED, Signals
 from attacks.membership.reading import read_signals
-from experiments import store
+from experiments import store, tensorboard_log
 from experiments.executor import Executor
 from experiments.population import Population
 from experiments.terminal import progress
-from fl_core.checkpoint import load_tensors, save_tensors, write_text
+from fl_core.checkpoint import load_facts, load_tensors, save_tensors, write_text
+from fl_core.errors import InputError
 from fl_core.federation import run
 from fl_core.fleet import log_line
 from fl_core.models import accuracy
@@ -116,7 +117,8 @@ def populate(population: Population, executor: Executor, task: Callable[..., Non
 
     def work(pieces: Path) -> None:
         began = time.perf_counter()
-        workers = _work(population, executor, task, pieces, label)
+        with tensorboard_log.live(population.config, population.hash, lambda: so_far(population, pieces)):
+            workers = _work(population, executor, task, pieces, label)
         _seal(population, pieces, final, time.perf_counter() - began, workers)
 
     store.run_once(final, work, wait, store.REPLICAS)
@@ -147,6 +149,23 @@ def _work(population: Population, executor: Executor, task: Callable[..., None],
             device=population.device,
             name=label,
         )
+
+
+def so_far(population: Population, pieces: Path) -> dict[int, tensorboard_log.History]:
+    """The rounds that each shard under way has played, by the number of its first replica."""
+    found: dict[int, tensorboard_log.History] = {}
+    for shard, rows in enumerate(population.shards()):
+        files = (pieces / f"train-{shard}.safetensors", pieces / f"train-{shard}.checkpoint.safetensors")
+        first = population.config["first_replica"] + rows.start
+        found[first] = next(filter(None, map(_history, files)), {"accuracy": [], "fleet": []})
+    return found
+
+
+def _history(file: Path) -> dict[str, Any]:
+    try:
+        return load_facts(file) if file.exists() else {}
+    except InputError:  # it was there a moment ago; whoever needs the whole of it says what is wrong
+        return {}
 
 
 def _seal(population: Population, pieces: Path, final: Path, seconds: float, workers: int) -> None:

@@ -24,7 +24,7 @@ from asyncio.subprocess import PIPE, Process
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import numpy as np
 
@@ -35,7 +35,7 @@ from defenses.secagg.refusals import Aborted
 from defenses.secagg.server import Server
 from defenses.secagg.sockets import Host, StageReport
 from experiments.secagg_client import READY, vector
-from experiments.terminal import one_line_errors
+from experiments.terminal import Parser, one_line_errors
 from fl_core.errors import InputError, check_choice, check_number
 
 # What --sparse is designed for.
@@ -47,22 +47,20 @@ MOST, LONGEST = 256, 10_000_000
 JOIN = 120.0  # seconds for all processes to start and connect
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise InputError(f"{message}; --help lists what is allowed")
-
-
-def parser() -> argparse.ArgumentParser:
-    made = _Parser(prog="python -m experiments.secagg_demo", description=__doc__.splitlines()[0])
-    made.add_argument("--clients", type=int, default=8, help="processes (8)")
-    made.add_argument("--length", type=int, default=1000, help="words of a vector (1000)")
-    made.add_argument("--bits", type=int, default=32, help="of a word, 1 to 62 (32)")
-    made.add_argument("--threshold", type=int, help="shares that recover a secret (two thirds of the clients, and one)")
+def parser() -> Parser:
+    """The command's options; they say what they mean themselves."""
+    made = Parser("experiments.secagg_demo", __doc__)
+    made.add_argument("--clients", type=int, default=8, help=f"processes, 2 to {MOST}")
+    made.add_argument("--length", type=int, default=1000, help=f"words of a client's vector, up to {LONGEST}")
+    made.add_argument("--bits", type=int, default=32, help="of a word, 1 to 62")
+    made.add_argument(
+        "--threshold", type=int, help="shares that recover a secret; left out, two thirds of the clients and one"
+    )
     made.add_argument("--malicious", action="store_true", help="clients sign, and check what the server tells them")
     made.add_argument("--sparse", action="store_true", help="the sparse graph, for 10%% corrupt and 25%% dropping out")
-    made.add_argument("--kill", default="", help="clients and stages, as in 3@masked,5@shares")
-    made.add_argument("--seed", type=int, default=0, help="of the vectors (0)")
-    made.add_argument("--timeout", type=float, default=60.0, help="seconds for each stage (60)")
+    made.add_argument("--kill", default="", help="CLIENT@STAGE, with commas between them, as in 3@masked,5@shares")
+    made.add_argument("--seed", type=int, default=0, help="of the vectors")
+    made.add_argument("--timeout", type=float, default=60.0, help="seconds for each stage")
     return made
 
 

@@ -17,6 +17,7 @@ import hashlib
 import json
 import os
 import platform
+import re
 import shutil
 import subprocess
 from collections.abc import Callable, Mapping, Sequence
@@ -36,6 +37,26 @@ FORMAT = 1
 
 RESULTS = Path("results")
 RUNS = RESULTS / "runs"
+
+
+def check_place(name: object) -> None:
+    """InputError unless results/<name>/ is a folder that can be written to; nothing is made."""
+    parts = str(name).split("/") if isinstance(name, str | int) and not isinstance(name, bool) else []
+    if not parts or not all(re.fullmatch(r"\w[\w .+=,-]*", part) for part in parts):
+        raise InputError(
+            f"name is {name!r}; it is a folder under {RESULTS}/, and must begin with a letter or a digit and hold "
+            "no more than letters, digits, spaces and . _ + = , -"
+        )
+    if parts[0] == RUNS.name:
+        raise InputError(f"name is {str(name)!r}, but {RUNS}/ is where stored runs are kept; choose another name")
+    for folder in (RUNS, RESULTS.joinpath(*parts)):
+        there = next(one for one in (folder, *folder.parents) if one.exists())
+        if not there.is_dir():
+            raise InputError(f"{there} is a file, and {folder} is to be a folder; move it, or choose another name")
+        if not os.access(there, os.W_OK | os.X_OK):
+            raise InputError(f"{there} cannot be written to; change its permissions, or call from another folder")
+
+
 PACKAGES = ("torch", "numpy", "scipy", "scikit-learn", "opacus", "dp-accounting", "hydra-core")
 
 

@@ -11,7 +11,7 @@ import itertools
 import shutil
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
@@ -27,7 +27,7 @@ from experiments.cell import Cell, build
 from experiments.execute import execute
 from experiments.store import partial
 from experiments.sweep_paper import Failed
-from experiments.terminal import CELL_FAILED, command, one_line, one_line_errors, say
+from experiments.terminal import CELL_FAILED, choose, command, one_line, one_line_errors, say
 from fl_core.checkpoint import read_json, write_json
 from fl_core.errors import InputError
 
@@ -37,6 +37,23 @@ def resolved(config: DictConfig) -> dict[str, Any]:
     plain = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
     assert isinstance(plain, dict)
     return {str(name): value for name, value in plain.items() if name not in ("hydra", "experiment")}
+
+
+def check_fields(overrides: Iterable[str]) -> None:
+    """InputError where a command line takes out a field that every run needs, or adds one that nothing reads.
+
+    What a group's option holds may be taken out and added, such as an attack; the rest may not.
+    """
+    for one in overrides:
+        name = one.lstrip("~+").split("=")[0]
+        around, _, field = name.rpartition(".")
+        if one[0] not in "~+" or around not in ("", "attack", "signals") or "@" in name:
+            continue
+        if one.startswith("~"):
+            raise InputError(f"{name} cannot be taken out, since every run needs it; set it or leave it")
+        there = OmegaConf.select(compose("config"), around) if around else compose("config")
+        if field not in there:
+            raise InputError(choose(f"there is no option {name}", field, sorted(map(str, there))))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,6 +84,7 @@ class Study(Callback):
                     f"{config.name} is one study over its own points, and no sweep; give it lists, as in "
                     "study.FIELD=[1,2], and call it without --multirun or a launcher"
                 )
+            check_fields(config.hydra.overrides.task)
             away = runs_away(config.hydra)
             check_slurm(config.hydra)
             swept = expand(config)

@@ -12,6 +12,7 @@ from experiments.collect import CellResult, alarms, ordered, stored
 from experiments.reconstruction_figure import reconstructions
 from experiments.record import Record
 from experiments.store import RESULTS
+from experiments.table import page_latex, page_markdown
 from experiments.variants_figure import by_variant
 from experiments.views_figure import by_view, views_of
 from experiments.vulnerable_figure import vulnerable
@@ -75,21 +76,22 @@ def draw(found: Record, out: Path) -> list[str]:
     names = cells[0].manifest["config"]["client_names"]
     whom = "" if about is None else f"{names[about] if names else f'client {about}'}'s "
     failed = [Failed(**one) for one in found.manifest["failed"]]
+    page = [*tables.page(cells, title, whom), *_missing(failed)]
     for file, text in (
         ("table.csv", tables.as_csv(cells)),
-        ("table.md", tables.as_markdown(cells, title, whom) + _missing(failed)),
-        ("table.tex", tables.as_latex(cells, title)),
+        ("table.md", page_markdown(page) + "\n"),
+        ("table.tex", page_latex(page)),
     ):
         write_text(out / file, text)
         written.append(file)
     return written
 
 
-def _missing(failed: Sequence[Failed]) -> str:
-    """The end of table.md where cells failed."""
+def _missing(failed: Sequence[Failed]) -> list[str]:
+    """The end of the page where cells failed."""
     if not failed:
-        return ""
-    return "\n".join(["\n## Cells that failed\n", *(f"- `{one.cell}`: {one.error}" for one in failed), ""])
+        return []
+    return ["## Cells that failed", "\n".join(f"- `{one.cell}`: {one.error}" for one in failed)]
 
 
 def _figures(cells: Sequence[CellResult], out: Path, title: str) -> list[str]:

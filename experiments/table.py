@@ -23,31 +23,45 @@ TEX = {
 
 @dataclass(frozen=True, kw_only=True)
 class Number:
-    """A measured number with the ends of its interval; `digits` stand behind the point in print."""
+    """A measured number with the ends of its interval.
+
+    In print `digits` stand behind the point; with `significant` that many count from the first one that is not zero.
+    """
 
     value: float
     low: float | None = None
     high: float | None = None
     digits: int = 3
+    significant: bool = False
 
     def __str__(self) -> str:
-        shown = f"{self.value:.{self.digits}f}"
+        shown = self.printed(self.value)
         if self.low is None or self.high is None:
             return shown
-        return f"{shown} [{self.low:.{self.digits}f}, {self.high:.{self.digits}f}]"
+        return f"{shown} [{self.printed(self.low)}, {self.printed(self.high)}]"
+
+    def printed(self, value: float) -> str:
+        """A value as this number's own is printed."""
+        if not self.significant:
+            return f"{value:.{self.digits}f}"
+        if value and not 1e-3 <= abs(value) < 1e5:
+            exponent = math.floor(math.log10(abs(value)))
+            return f"{value / 10**exponent:.1f}·10^{exponent}"
+        return f"{value:.{self.digits}g}" if abs(value) < 100 else f"{value:,.0f}"
 
 
 Entry = str | Number
+End = Literal["highest", "lowest"]
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Table:
     """Heads and lines. `best` says of a column, by its head, which end is the best; an entry that is text does not take
     part. Lines are compared with those that have the same entries in the columns `within`."""
 
     heads: Sequence[str]
     lines: Sequence[Sequence[Entry]]
-    best: Mapping[str, Literal["highest", "lowest"]] = field(default_factory=dict)
+    best: Mapping[str, End] = field(default_factory=dict)
     within: Sequence[str] = ()
 
     def marked(self) -> set[tuple[int, int]]:
@@ -69,7 +83,7 @@ class Table:
 
 
 def _apart(numbers: Mapping[int, Number], sign: int) -> int | None:
-    """The key of the largest (of sign · value) whose interval overlaps no other; None for fewer than two."""
+    """The key of the largest (of sign · value) whose interval overlaps no other, in print too; None for under two."""
     if len(numbers) < 2:
         return None
 
@@ -79,7 +93,13 @@ def _apart(numbers: Mapping[int, Number], sign: int) -> int | None:
 
     first = max(numbers, key=lambda key: sign * numbers[key].value)
     bar = ends(numbers[first])[0]
-    return first if all(ends(one)[1] < bar for key, one in numbers.items() if key != first) else None
+    others = [(ends(one)[1], one) for key, one in numbers.items() if key != first]
+    apart = all(end < bar and one.printed(end) != one.printed(bar) for end, one in others)
+    return first if apart else None
+
+
+Page = Sequence[str | Table]
+"""Paragraphs and headings in Markdown, and tables, in the order in which they are read."""
 
 
 def as_markdown(table: Table) -> str:
@@ -158,3 +178,31 @@ def _cells(entry: Entry, three: bool) -> list[str | float]:
         ends = ("" if end is None or math.isnan(end) else end for end in (entry.low, entry.high))
         return [entry.value, *ends]
     return [entry, "", ""] if three else [entry]
+
+
+def page_markdown(page: Page) -> str:
+    """Text and tables of a page in Markdown."""
+    return "\n\n".join(as_markdown(part) if isinstance(part, Table) else part.strip() for part in page)
+
+
+def page_latex(page: Page) -> str:
+    """The tables of a page in LaTeX, each after the text before it as a comment."""
+    lines = []
+    for part in page:
+        if isinstance(part, Table):
+            lines.append(as_latex(part))
+        else:
+            lines += [f"% {line}" for line in part.strip().splitlines() if line]
+    return "\n".join(lines)
+
+
+def page_csv(page: Page) -> str:
+    """Every entry of a page's tables, one a line: its table, line and column, and a number with its interval's ends."""
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    writer.writerow(["table", "line", "column", "entry", "low", "high"])
+    for number, table in enumerate((part for part in page if isinstance(part, Table)), start=1):
+        for place, line in enumerate(table.lines, start=1):
+            for head, entry in zip(table.heads, line, strict=True):
+                writer.writerow([number, place, head, *_cells(entry, three=True)])
+    return out.getvalue()

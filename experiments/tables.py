@@ -1,4 +1,4 @@
-"""The same tables as CSV, Markdown and LaTeX, from one description."""
+"""The tables of a sweep: what they hold, line by line; `experiments.table` prints them."""
 
 from __future__ import annotations
 
@@ -11,31 +11,32 @@ from typing import Any
 
 from experiments.collect import CellResult, alarms
 from experiments.scoring import Row
+from experiments.table import Entry, Number, Page, Table
 from fl_core.views import VIEWS
-
-Table = tuple[list[str], list[list[str]]]
-"""Column heads and lines, all ready to print."""
 
 
 @dataclass(frozen=True)
 class Column:
+    """A column of a table: its head, and what stands in a cell's row."""
+
     head: str
-    cell: Callable[[CellResult], str]
+    cell: Callable[[CellResult], Entry]
 
 
-def interval(row: Row | None, digits: int = 3) -> str:
-    """ "0.812 [0.790, 0.834]", or an em dash where there is no number."""
+def interval(row: Row | None, digits: int = 3) -> Entry:
+    """A row's number with its interval, or an em dash where there is none."""
     if row is None or row.value is None:
         return "—"
-    return f"{row.value:.{digits}f} [{row.low:.{digits}f}, {row.high:.{digits}f}]"
+    return Number(value=row.value, low=row.low, high=row.high, digits=digits)
 
 
-def _utility(metric: str) -> Callable[[CellResult], str]:
+def _utility(metric: str) -> Callable[[CellResult], Entry]:
     """One measure of utility, with the note on replicas that have none."""
 
-    def print_it(cell: CellResult) -> str:
+    def print_it(cell: CellResult) -> Entry:
         row = cell.row("utility", metric)
-        return interval(row, 1) + (f" ({row.note})" if row is not None and row.note else "")
+        shown = interval(row, 1)
+        return f"{shown} ({row.note})" if row is not None and row.note else shown
 
     return print_it
 
@@ -72,7 +73,7 @@ def summary(cells: Sequence[CellResult]) -> Table:
     def matched(metric: str) -> Callable[[CellResult], Row | None]:
         return lambda cell: cell.row("reconstruction", metric)
 
-    def printed(pick: Callable[[CellResult], Row | None]) -> Callable[[CellResult], str]:
+    def printed(pick: Callable[[CellResult], Row | None]) -> Callable[[CellResult], Entry]:
         return lambda cell: interval(pick(cell))
 
     columns = [Column("variant", lambda cell: cell.variant)] if any(cell.variant for cell in cells) else []
@@ -107,11 +108,14 @@ def summary(cells: Sequence[CellResult]) -> Table:
             Column("PSNR, dB", lambda cell: interval(matched("psnr")(cell), 1)),
             Column("labels found", lambda cell: interval(matched("label_recall")(cell), 2)),
         ]
-    return [column.head for column in columns], [[column.cell(cell) for column in columns] for cell in cells]
+    return Table([column.head for column in columns], [[column.cell(cell) for column in columns] for cell in cells])
 
 
 def membership(cells: Sequence[CellResult]) -> Table:
-    """One line a cell, attack and group, the blind baselines among them; single classes and clients are in the CSV."""
+    """One line a cell, attack and group, the blind baselines among them; single classes and clients are in the CSV.
+
+    The strongest attack on a group of a cell is marked where its interval lies above all others.
+    """
     found = [row for cell in cells for row in cell.rows if row.question == "membership" and whole(row)]
     rates = sorted({row.metric for row in found if row.metric.startswith("tpr_at_")}, key=_rate, reverse=True)
     summary_rate = cells[0].facts["fpr"]
@@ -119,7 +123,7 @@ def membership(cells: Sequence[CellResult]) -> Table:
     metrics |= {one: f"TPR at {_rate(one):.3g}" for one in rates if _rate(one) > summary_rate}
     metrics |= {"tpr": f"TPR at {summary_rate:.3g}"}
     metrics |= {one: f"TPR at {_rate(one):.3g}" for one in rates if _rate(one) < summary_rate}
-    lines = []
+    lines: list[list[Entry]] = []
     for cell in cells:
         mine = [row for row in cell.rows if row.question == "membership" and whole(row)]
         for attack in cell.attacks():
@@ -127,14 +131,15 @@ def membership(cells: Sequence[CellResult]) -> Table:
                 rows = [cell.row("membership", metric, attack, group) for metric in metrics]
                 view = next((row.view for row in mine if row.attack == attack), "")
                 lines.append([cell.variant, cell.label(), attack, view, group, *map(_number_or_why, rows)])
-    return ["variant", "ε", "attack", "view", "group", *metrics.values()], lines
+    heads = ["variant", "ε", "attack", "view", "group", *metrics.values()]
+    return Table(heads, lines, dict.fromkeys(metrics.values(), "highest"), within=("variant", "ε", "group"))
 
 
 def _rate(metric: str) -> float:
     return float(metric.removeprefix("tpr_at_"))
 
 
-def _number_or_why(row: Row | None) -> str:
+def _number_or_why(row: Row | None) -> Entry:
     if row is None or (row.value is None and row.note.startswith("refused")):
         return "refused" if row is not None else "—"
     return row.note.replace(" non-members", "") if row.value is None else interval(row)
@@ -154,7 +159,7 @@ def stabilities(cells: Sequence[CellResult]) -> Table:
         for row in cell.rows
         if row.metric == "rank_stability" and row.value is not None
     ]
-    return ["variant", "ε", "attack", "view", "rank correlation of two halves", "and"], lines
+    return Table(["variant", "ε", "attack", "view", "rank correlation of two halves", "and"], lines)
 
 
 def pictures(cells: Sequence[CellResult]) -> Table:
@@ -166,7 +171,7 @@ def pictures(cells: Sequence[CellResult]) -> Table:
         for row in cell.rows
         if row.question == "reconstruction"
     ]
-    return ["variant", "ε", "attack", "view", "metric", "value", "note"], lines
+    return Table(["variant", "ε", "attack", "view", "metric", "value", "note"], lines)
 
 
 def every_audit(cells: Sequence[CellResult]) -> Table:
@@ -184,7 +189,7 @@ def every_audit(cells: Sequence[CellResult]) -> Table:
         for cell in cells
         for audit in cell.audits
     ]
-    return ["variant", "ε", "attack", "view", "audited ε ≥ (at most)", "accounted ε", "note"], lines
+    return Table(["variant", "ε", "attack", "view", "audited ε ≥ (at most)", "accounted ε", "note"], lines)
 
 
 def in_words(cells: Sequence[CellResult], whom: str) -> list[str]:
@@ -213,9 +218,9 @@ def in_words(cells: Sequence[CellResult], whom: str) -> list[str]:
 
 def on_terminal(cells: Sequence[CellResult]) -> str:
     """The summary as aligned columns, without intervals."""
-    heads, lines = summary(cells)
-    rows = [heads, *([entry.split(" [")[0] for entry in line] for line in lines)]
-    widths = [max(len(row[column]) for row in rows) for column in range(len(heads))]
+    table = summary(cells)
+    rows = [table.heads, *([str(entry).split(" [")[0] for entry in line] for line in table.lines)]
+    widths = [max(len(row[column]) for row in rows) for column in range(len(table.heads))]
     return "\n".join("  ".join(entry.rjust(width) for entry, width in zip(row, widths, strict=True)) for row in rows)
 
 
@@ -250,8 +255,9 @@ def as_csv(cells: Sequence[CellResult]) -> str:
     return out.getvalue()
 
 
-def as_markdown(cells: Sequence[CellResult], title: str, whom: str) -> str:
-    parts = [f"# {title}", *alarms(cells), _markdown(summary(cells))]
+def page(cells: Sequence[CellResult], title: str, whom: str) -> Page:
+    """All tables of a sweep, with what a reader must know; `whom` as in `in_words`."""
+    parts: list[str | Table] = [f"# {title}", *alarms(cells), summary(cells)]
     attack = headline_attack(cells)
     facts = cells[-1].facts
     parts.append(
@@ -273,18 +279,18 @@ def as_markdown(cells: Sequence[CellResult], title: str, whom: str) -> str:
         ),
     ]
     if any(len(cell.audits) > 1 for cell in cells):
-        parts += ["## Audits", _markdown(every_audit(cells))]
-    parts += ["## Membership, every attack", _markdown(membership(cells))]
+        parts += ["## Audits", every_audit(cells)]
+    parts += ["## Membership, every attack", membership(cells)]
     parts += [f"- {why}" for why in refusals(cells)]
-    if stabilities(cells)[1]:
+    if stabilities(cells).lines:
         parts += [
             "## Who is vulnerable",
             "Whether the same examples stand out in other replicas; the interval is over random halvings.",
-            _markdown(stabilities(cells)),
+            stabilities(cells),
         ]
-    if pictures(cells)[1]:
-        parts += ["## Pictures", _markdown(pictures(cells))]
-    return "\n\n".join(parts) + "\n"
+    if pictures(cells).lines:
+        parts += ["## Pictures", pictures(cells)]
+    return parts
 
 
 def guarantees(cell: CellResult) -> list[str]:
@@ -298,45 +304,3 @@ def guarantees(cell: CellResult) -> list[str]:
         return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
 
     return [f"Against {views(sorted(names, key=order.index))}: {promise}" for promise, names in told.items()]
-
-
-def _markdown(table: Table) -> str:
-    """A table; a first column without any entry, such as that of variants, is left out."""
-    heads, lines = table
-    if not any(line[0] for line in lines):
-        heads, lines = heads[1:], [line[1:] for line in lines]
-    rows = [heads, ["---"] * len(heads), *lines]
-    return "\n".join("| " + " | ".join(entry.replace("|", "\\|") for entry in row) + " |" for row in rows)
-
-
-def as_latex(cells: Sequence[CellResult], title: str) -> str:
-    """The summary with booktabs; needs \\usepackage{booktabs}."""
-    heads, lines = summary(cells)
-    body = [" & ".join(map(_tex, line)) + r" \\" for line in lines]
-    return "\n".join(
-        [
-            f"% {title}",
-            r"\begin{tabular}{" + "r" * len(heads) + "}",
-            r"\toprule",
-            " & ".join(map(_tex, heads)) + r" \\",
-            r"\midrule",
-            *body,
-            r"\bottomrule",
-            r"\end{tabular}",
-            "",
-        ]
-    )
-
-
-def _tex(text: str) -> str:
-    for plain, tex in (
-        ("ε", r"$\varepsilon$"),
-        ("σ", r"$\sigma$"),
-        ("∞", r"$\infty$"),
-        ("≥", r"$\ge$"),
-        ("≤", r"$\le$"),
-        ("—", "---"),
-        ("%", r"\%"),
-    ):
-        text = text.replace(plain, tex)
-    return text

@@ -6,6 +6,7 @@ reported; 130 interrupted.
 
 from __future__ import annotations
 
+import argparse
 import difflib
 import os
 import shlex
@@ -14,6 +15,7 @@ import threading
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import NoReturn
 
 from hydra import compose, initialize_config_module
 from hydra.core.global_hydra import GlobalHydra
@@ -29,7 +31,34 @@ from fl_core.errors import InputError
 os.environ["HYDRA_FULL_ERROR"] = "1"
 
 CELL_FAILED = 3
+NULL_GROUP = "Config group override must be"
+"""How Hydra's error begins, a plain ValueError, where a group is set to null."""
 POLL_SECONDS = 0.5
+
+
+class _Help(argparse.RawDescriptionHelpFormatter):
+    """The text above the options as it stands, and each option's default behind its help."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        told = action.help or ""
+        default = action.default
+        shown = default is not None and default is not False and default not in ("", argparse.SUPPRESS)
+        return f"{told} (default: {_as_typed(action.default)})" if shown else told
+
+
+def _as_typed(value: object) -> str:
+    return " ".join(map(str, value)) if isinstance(value, list) else str(value).replace("%", "%%")
+
+
+class Parser(argparse.ArgumentParser):
+    """The options of `python -m MODULE`: `--help` shows the module's docstring, a bad option is one line and code 2."""
+
+    def __init__(self, module: str, doc: str | None) -> None:
+        super().__init__(prog=f"python -m {module}", description=doc, formatter_class=_Help)
+
+    def error(self, message: str) -> NoReturn:
+        say(f"{message}; --help lists what is allowed")
+        sys.exit(2)
 
 
 def command() -> str:
@@ -49,6 +78,10 @@ def one_line_errors(debug: bool = False) -> Iterator[None]:
         _leave(_explain(error), 2, debug)
     except OSError as error:
         _leave(one_line(error), 2, debug)
+    except ValueError as error:
+        if not str(error).startswith(NULL_GROUP):
+            raise
+        _leave(_explain(error), 2, debug)
 
 
 def _leave(line: str, code: int, debug: bool) -> None:
@@ -123,20 +156,24 @@ def _first_bad_override(overrides: list[str]) -> str:
     ordered = sorted(overrides, key=lambda one: "." in one.split("=")[0])
     taken: list[str] = []
     for one in ordered:
-        if "=" not in one:
+        if "=" not in one.lstrip("="):
             return f"{one!r} is not of the form field=value"
         name, value = one.split("=", 1)
         try:
             parsed = parser.parse_override(one)
         except HydraException:
             return f"the value of {name} cannot be read: {value!r}; quote it if it holds special characters"
-        first = next(iter(parsed.sweep_string_iterator())) if parsed.is_sweep_override() else value
+        values = list(parsed.sweep_string_iterator()) if parsed.is_sweep_override() else [value]
         here = compose("config", overrides=taken)
-        try:
-            compose("config", overrides=[*taken, f"{name}={first}"])
-        except (HydraException, OmegaConfBaseException) as error:
-            return _unknown(name, first, here, str(error))
-        taken.append(f"{name}={first}")
+        for each in values:
+            try:
+                compose("config", overrides=[*taken, f"{name}={each}"])
+            except (HydraException, OmegaConfBaseException) as error:
+                return _unknown(name, each, here, str(error))
+            except ValueError:
+                options = GlobalHydra.instance().config_loader().get_group_options(name)
+                return f"{name} is {each}, but it is a group; choose {', '.join(options)}"
+        taken.append(f"{name}={values[0]}")
     return ""
 
 

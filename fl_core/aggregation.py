@@ -134,16 +134,20 @@ class Krum:
     def _best(self, flat: Tensor) -> Tensor:
         """Row numbers of the chosen among updates [n, parameters]."""
         count = len(flat)
+        self.check(count)
         near = count - self.byzantine - 2
+        # A client is at distance 0 from itself: drop that smallest entry of each row.
+        distances = torch.cdist(flat, flat).square().sort(1).values[:, 1 : near + 1].sum(1)
+        return distances.argsort(stable=True)[: self.keep]
+
+    def check(self, count: int) -> None:
+        """Raise InputError where a round of `count` updates is too small."""
         if count < 2 * self.byzantine + 3 or self.keep > count - self.byzantine:
             raise InputError(
                 f"a round has {count} updates, but Krum with aggregator.byzantine={self.byzantine} and "
                 f"keep={self.keep} needs at least {max(2 * self.byzantine + 3, self.keep + self.byzantine)}; "
                 "enlarge the cohort or lower them"
             )
-        # A client is at distance 0 from itself: drop that smallest entry of each row.
-        distances = torch.cdist(flat, flat).square().sort(1).values[:, 1 : near + 1].sum(1)
-        return distances.argsort(stable=True)[: self.keep]
 
 
 def _each_replica(updates: Tree, present: Tensor, reduce: Callable[[Tensor], Tensor]) -> Tree:

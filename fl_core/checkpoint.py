@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -27,10 +29,12 @@ def write_bytes(path: Path, data: bytes) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
+    """Write a file whole or not at all, as UTF-8."""
     write_bytes(path, text.encode())
 
 
 def write_json(path: Path, value: Any) -> None:
+    """Write a value as JSON with sorted names, whole or not at all; `read_json` takes it back."""
     write_text(path, json.dumps(value, indent=2, sort_keys=True) + "\n")
 
 
@@ -55,11 +59,24 @@ def save_tensors(path: Path, tensors: dict[str, Tensor], facts: dict[str, Any] |
 
 def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Read back what `save_tensors` wrote; InputError where the file is missing or damaged."""
+    with _opened(path) as (file, ours):
+        order = ours.get("order") or list(file.keys())
+        return {name: file.get_tensor(name).clone() for name in order}, ours.get("facts", {})
+
+
+def load_facts(path: Path) -> dict[str, Any]:
+    """The facts alone, without reading the tensors; errors as `load_tensors`."""
+    with _opened(path) as (_, ours):
+        facts: dict[str, Any] = ours.get("facts", {})
+        return facts
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[tuple[Any, dict[str, Any]]]:
+    """The open file, and what `save_tensors` put beside the tensors."""
     try:
         with safe_open(str(path), framework="pt") as file:
-            ours = json.loads((file.metadata() or {}).get("mirage", "{}"))
-            order = ours.get("order") or list(file.keys())
-            return {name: file.get_tensor(name).clone() for name in order}, ours.get("facts", {})
+            yield file, json.loads((file.metadata() or {}).get("mirage", "{}"))
     except (SafetensorError, OSError, ValueError) as error:
         raise InputError(f"{path} is missing or damaged ({_brief(error)}); delete it and run again") from error
 
@@ -69,4 +86,5 @@ def _brief(error: Exception) -> str:
 
 
 def all_finite(tensors: dict[str, Tensor]) -> bool:
+    """Whether no entry is NaN or infinite."""
     return all(bool(torch.isfinite(value).all()) for value in tensors.values())

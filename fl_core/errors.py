@@ -52,3 +52,15 @@ def check_choice(name: str, value: object, allowed: Iterable[str]) -> None:
     near = difflib.get_close_matches(str(value), options, n=1)
     hint = f"; did you mean {near[0]!r}?" if near else ""
     raise InputError(f"{name} is {value!r}; allowed: {', '.join(options)}{hint}")
+
+
+def check_flag(name: str, value: object) -> None:
+    """Raise InputError unless `value` is true or false."""
+    if not isinstance(value, bool):
+        raise InputError(f"{name} is {value!r}; allowed: true, false")
+
+
+def check_list(name: str, value: object, of: str) -> None:
+    """Raise InputError unless `value` is a list; `of` says of what, with an example."""
+    if not isinstance(value, list | tuple):
+        raise InputError(f"{name} is {value!r}; it must be a list {of}")

@@ -48,6 +48,8 @@ def built(
     `field` and `more` are the options that named it and its arguments. Without `classes` it is not told how many.
     """
     who = f"{field}={factory}"
+    if options is not None and not isinstance(options, Mapping):
+        raise InputError(f"{more} is {options!r}; it must be arguments by name, as in {more}.width=64")
     build, options = _find(factory, field), dict(options or {})
     try:
         named = set(inspect.signature(build).parameters)

@@ -94,6 +94,10 @@ class Federation:
         """What is public of these replicas' rounds; a shard's plan speaks of its own replicas alone."""
         return plan_of(self)
 
+    def calibrated(self) -> Federation:
+        """The same federation with its defence ready: noise calibrated to what its own samplers draw."""
+        return replace(self, defense=self.defense.prepare(self.plan))
+
     @cached_property
     def expected_cohort(self) -> float:
         """How many clients a round asks, on average; public."""

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from fl_core.data import Choice, ImageSet, Reader, Source, in_words, pool_and_test
-from fl_core.errors import InputError, check_choice
+from fl_core.errors import InputError, check_choice, check_flag
 
 Array = np.ndarray[Any, Any]
 
@@ -45,7 +45,7 @@ def torchvision_set(
     and columns exchanged, and the labels of `letters` start at 1; here pictures are upright and labels start at 0.
     """
     check_choice("data.name", name, TORCHVISION)
-    _check_flag("data.download", download)
+    check_flag("data.download", download)
     if name == "emnist":
         check_choice("data.split", split, EMNIST_SPLITS)
     elif split is not None:
@@ -164,7 +164,7 @@ def npz(path: str, test_path: str | None = None, **choice: Any) -> tuple[ImageSe
 
 def folder(path: str, test_path: str | None = None, by_owner: bool = False, **choice: Any) -> tuple[ImageSet, ImageSet]:
     """Pictures at class/picture, or with `by_owner` at owner/class/picture, below the folder `path`: (pool, test)."""
-    _check_flag("data.by_owner", by_owner)
+    check_flag("data.by_owner", by_owner)
 
     def source(root: str) -> Source:
         layout = "owner/class/picture" if by_owner else "class/picture"
@@ -360,8 +360,3 @@ def _bytes_of(stored: bytes | None) -> io.BytesIO:
 
 def _kind(array: Array) -> str:
     return f"{array.dtype} of shape {in_words(array.shape) or 'a single number'}"
-
-
-def _check_flag(option: str, value: object) -> None:
-    if not isinstance(value, bool):
-        raise InputError(f"{option} is {value!r}; allowed: true, false")

@@ -38,6 +38,7 @@ MOST_EXAMPLES = 512
 
 Array = NDArray[Any]
 Kind = TypeVar("Kind", bound=Signals)
+"""The signals of one view."""
 
 
 def read_signals(
@@ -133,7 +134,8 @@ def _looked_at(images: Tensor, look: tuple[int, int, int]) -> Tensor:
     if not any(look):
         return images
     if max(map(abs, look[1:])) >= min(images.shape[2:]):
-        raise InputError(f"pictures of {images.shape[2]}x{images.shape[3]} have no query {look}; ask for fewer queries")
+        size = f"{images.shape[2]}x{images.shape[3]}"
+        raise InputError(f"pictures of {size} cannot be moved by {look[1:]} for a query; lower signals.queries")
     rows = torch.arange(len(images), device=images.device)
     return looked_at(images, rows, torch.tensor(look, device=images.device).expand(len(images), 3))
 

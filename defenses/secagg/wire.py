@@ -139,6 +139,7 @@ def exactly(body: memoryview, size: int) -> None:
 
 
 def bitmap_bytes(clients: int) -> int:
+    """How many bytes a bit for each of so many clients takes."""
     return (clients + 7) // 8
 
 

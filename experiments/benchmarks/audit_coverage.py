@@ -12,7 +12,6 @@ mechanism where it applies, in `--trials` independent audits. Three kinds of row
 
 from __future__ import annotations
 
-import argparse
 import math
 import time
 import zlib
@@ -34,9 +33,10 @@ from attacks.audit.sequential import sequential_bound
 from attacks.audit.thresholds import Everywhere, Grid, PreRegistered, Split, rates_at
 from attacks.audit.two_world import epsilon_of_rates, two_world_bound
 from attacks.metrics import clopper_pearson
+from experiments.benchmarks import page
 from experiments.benchmarks.audit_mechanisms import Mechanism, canary_cosines, frame_products, mechanisms
 from experiments.store import circumstances
-from fl_core.checkpoint import write_json, write_text
+from experiments.terminal import Parser, one_line_errors
 from fl_core.errors import InputError, check_number
 
 Array = NDArray[np.float64]
@@ -141,6 +141,7 @@ WRONG: dict[str, Judge] = {
 
 
 def two_world_rows(mechanism: Mechanism) -> list[Row]:
+    """Every two-world auditor on the mechanism; none where its canary means nothing in two worlds."""
     pairs = mechanism.pairs
     if pairs is None:
         return []
@@ -182,6 +183,7 @@ ONE_RUN: dict[str, Callable[[Mechanism, Array, NDArray[np.bool_]], tuple[float, 
 
 
 def one_run_rows(mechanism: Mechanism) -> list[Row]:
+    """Every one-run auditor on the mechanism, and the dishonest one beside them."""
     found = []
     for name, judge in ONE_RUN.items():
 
@@ -210,6 +212,8 @@ def _row(mechanism: Mechanism, auditor: str, kind: Kind, audits: Any) -> Row:
 
 
 def one_shot_rows(mu: float, delta: float = 1e-5) -> list[Row]:
+    """The auditors of one release's directions, on a Gaussian mechanism with this `mu`."""
+
     def frames(draws: np.random.Generator, count: int) -> Iterator[tuple[float, float]]:
         for _ in range(count):
             inside, outside = frame_products(draws, mu, SHOT_CANARIES, SHOT_CANARIES, 1000, OTHERS)
@@ -241,6 +245,7 @@ def one_shot_rows(mu: float, delta: float = 1e-5) -> list[Row]:
 
 
 def all_rows() -> list[Row]:
+    """Every auditor on every mechanism that it may be asked about."""
     known = mechanisms()
     rows = [row for mechanism in known for row in (*two_world_rows(mechanism), *one_run_rows(mechanism))]
     return rows + [row for mu in (0.5, 1.0, 2.0) for row in one_shot_rows(mu)]
@@ -333,10 +338,10 @@ def _number(value: float | None) -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description="How often each auditor claims more than a known ε.")
+    parser = Parser("experiments.benchmarks.audit_coverage", __doc__)
     parser.add_argument("--trials", type=int, default=2000, help="audits a row")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--out", type=Path, default=Path("results/benchmarks"), help="folder")
+    parser.add_argument("--seed", type=int, default=0, help="of the mechanisms' coins")
+    parser.add_argument("--out", type=Path, default=Path("results/benchmarks"), help="folder for what is written")
     asked = parser.parse_args(arguments)
     try:
         check_number("--trials", asked.trials, minimum=10, integer=True)
@@ -356,8 +361,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "wall_seconds": time.perf_counter() - began,
         "rows": rows,
     }
-    write_json(asked.out / "audit_coverage.json", record)
-    write_text(asked.out / "audit_coverage.md", markdown(record))
+    page.write(asked.out, "audit_coverage", record)
     print(f"wrote {asked.out / 'audit_coverage.json'} and {asked.out / 'audit_coverage.md'}")
     for bad in broken(rows):
         print(f"{_named(bad)} claims more than the truth in {bad['rate']['value']:.1%} of audits; 5% are allowed")
@@ -365,4 +369,5 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    with one_line_errors():
+        raise SystemExit(main())

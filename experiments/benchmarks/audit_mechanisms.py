@@ -68,6 +68,8 @@ def gaussian_pairs(mu: float) -> Pairs:
 
 
 def laplace_pairs(epsilon: float) -> Pairs:
+    """A bit under Laplace noise of scale 1/ε."""
+
     def pairs(draws: np.random.Generator, audits: int, trials: int) -> tuple[Array, Array]:
         noise = draws.laplace(scale=1 / epsilon, size=(2, audits, trials))
         return noise[0] + 1, noise[1]

@@ -11,7 +11,6 @@ accuracy, and no point in the figure.
 
 from __future__ import annotations
 
-import argparse
 import math
 import time
 from collections.abc import Sequence
@@ -28,11 +27,12 @@ from defenses.base import Defense
 from defenses.dp_fedavg import DPFedAvg
 from defenses.dp_fedavg_shares import DPFedAvgShares
 from defenses.dp_ftrl import DPFTRL
-from experiments.figures import BLUE, GREEN, GREY, ORANGE, PURPLE, STYLE, encoded
+from experiments.benchmarks import page
+from experiments.figures import BLUE, GREEN, GREY, ORANGE, PURPLE, STYLE
 from experiments.store import circumstances
+from experiments.terminal import Parser, one_line_errors
 from fl_core.algorithms.fedavg import FedAvg
 from fl_core.architectures import CNN
-from fl_core.checkpoint import write_bytes, write_json, write_text
 from fl_core.errors import InputError, check_number
 from fl_core.federation import Federation, federate, initial_state, rounds
 from fl_core.loaders import parquet
@@ -175,6 +175,11 @@ def _accuracies(points: Sequence[dict[str, Any]]) -> list[str]:
     return [*lines, f"\nWithout a defence it is {reached['none', None]}."]
 
 
+def figures(record: dict[str, Any]) -> dict[str, Figure]:
+    """Accuracy against ε."""
+    return {"client_dp": draw(record)}
+
+
 def draw(record: dict[str, Any]) -> Figure:
     """Accuracy against ε, a line a mechanism, with the range over replicas; the level without a defence."""
     with plt.style.context(STYLE):
@@ -203,13 +208,13 @@ def draw(record: dict[str, Any]) -> Figure:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description="Accuracy against client-level ε, by trust model.")
+    parser = Parser("experiments.benchmarks.client_dp", __doc__)
     parser.add_argument("--train", required=True, help="MNIST's training pictures, parquet")
     parser.add_argument("--test", required=True, help="its test pictures, parquet")
-    parser.add_argument("--replicas", type=int, default=3)
-    parser.add_argument("--rounds", type=int, default=40)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--out", type=Path, default=Path("results/benchmarks"), help="folder")
+    parser.add_argument("--replicas", type=int, default=3, help="independent federations behind every point")
+    parser.add_argument("--rounds", type=int, default=40, help="of a federation")
+    parser.add_argument("--seed", type=int, default=0, help="every random choice follows from it")
+    parser.add_argument("--out", type=Path, default=Path("results/benchmarks"), help="folder for what is written")
     parser.add_argument("--quick", action="store_true", help="two rounds at ε = 8 alone")
     asked = parser.parse_args(arguments)
     try:
@@ -222,14 +227,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = f"--replicas {asked.replicas} --rounds {asked.rounds} --seed {asked.seed}{' --quick' * asked.quick}"
     command = f"python -m experiments.benchmarks.client_dp --train ... --test ... {options}"
     record = {**circumstances(torch.device("cpu")), "command": command, **measured}
-    write_json(asked.out / "client_dp.json", record)
-    write_text(asked.out / "client_dp.md", markdown(record))
-    figure = draw(record)
-    for kind in ("png", "pdf"):
-        write_bytes(asked.out / f"client_dp.{kind}", encoded(figure, kind))
-    plt.close(figure)
+    page.write(asked.out, "client_dp", record)
     print(f"wrote {asked.out}/client_dp.json, .md, .png and .pdf")
 
 
 if __name__ == "__main__":
-    main()
+    with one_line_errors():
+        main()

@@ -17,7 +17,6 @@ the parameters after two steps in double precision. Nothing is measured on a GPU
 
 from __future__ import annotations
 
-import argparse
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -37,10 +36,11 @@ from opacus.utils.fast_gradient_clipping_utils import DPLossFastGradientClipping
 from torch import Tensor, nn
 
 from defenses.dp_sgd import DPSGD
+from experiments.benchmarks import page
 from experiments.benchmarks.lanes import spread
 from experiments.store import circumstances
+from experiments.terminal import Parser, one_line_errors
 from fl_core.architectures import CNN, McMahanCNN
-from fl_core.checkpoint import write_json, write_text
 from fl_core.lanes import Backend, descend
 from fl_core.models import ClassificationLosses, initial_parameters
 from fl_core.optimizers import SGD, Tree
@@ -273,6 +273,7 @@ def measure(row: Row, repeats: int, seconds: float) -> dict[str, Any]:
 
 
 def paired(above: Sequence[float], below: Sequence[float]) -> dict[str, Any]:
+    """The ratios of two contenders' rates, repeat by repeat: their spread, and each."""
     ratios = [one / other for one, other in zip(above, below, strict=True)]
     return {**spread(ratios), "each": ratios}
 
@@ -353,9 +354,9 @@ def measure_all(rows: Sequence[Row], repeats: int, seconds: float) -> list[dict[
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description="Time a step of DP-SGD against a plain one and against Opacus's.")
+    parser = Parser("experiments.benchmarks.dp", __doc__)
     parser.add_argument("--repeats", type=int, default=7, help="timed repeats of every row")
-    parser.add_argument("--out", type=Path, default=Path("results/benchmarks"), help="folder")
+    parser.add_argument("--out", type=Path, default=Path("results/benchmarks"), help="folder for what is written")
     parser.add_argument("--quick", action="store_true", help="two small rows, a few seconds")
     asked = parser.parse_args(arguments)
     if asked.repeats < 1:
@@ -369,10 +370,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "rows": rows,
         "gpu": "not measured",
     }
-    write_json(asked.out / "dp.json", record)
-    write_text(asked.out / "dp.md", markdown(record))
+    page.write(asked.out, "dp", record)
     print(f"wrote {asked.out / 'dp.json'} and {asked.out / 'dp.md'}")
 
 
 if __name__ == "__main__":
-    main()
+    with one_line_errors():
+        main()

@@ -13,7 +13,6 @@ cores all twelve take about an hour.
 
 from __future__ import annotations
 
-import argparse
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -28,9 +27,11 @@ from torch import nn
 from defenses.accounting import epsilon_pld, epsilon_rdp
 from defenses.base import Defense
 from defenses.dp_sgd import DPSGD
+from experiments.benchmarks import page
 from experiments.store import circumstances
+from experiments.terminal import Parser, one_line_errors
 from fl_core.algorithms.fedavg import FedAvg
-from fl_core.checkpoint import read_json, write_json, write_text
+from fl_core.checkpoint import read_json
 from fl_core.data import ImageSet
 from fl_core.errors import InputError, check_choice, check_number
 from fl_core.federation import Federation, federate, rounds
@@ -147,13 +148,13 @@ def markdown(record: dict[str, Any]) -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description="The accuracy of Opacus's MNIST example through Mirage.")
+    parser = Parser("experiments.benchmarks.dp_utility", __doc__)
     parser.add_argument("--train", required=True, help="MNIST's training pictures, parquet")
     parser.add_argument("--test", required=True, help="its test pictures, parquet")
     parser.add_argument("--levels", default=",".join(LEVELS), help=f"some of {', '.join(LEVELS)}")
-    parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--workers", type=int, default=joblib.cpu_count())
-    parser.add_argument("--out", type=Path, default=Path("results/benchmarks"), help="folder")
+    parser.add_argument("--seeds", type=int, default=3, help="runs of every level")
+    parser.add_argument("--workers", type=int, default=joblib.cpu_count(), help="processes, a run each; all cores")
+    parser.add_argument("--out", type=Path, default=Path("results/benchmarks"), help="folder for what is written")
     parser.add_argument("--quick", action="store_true", help="one epoch of each, which the table leaves out")
     asked = parser.parse_args(arguments)
     try:
@@ -177,10 +178,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
             print(f"{run['level']}, seed {run['seed']}: {run['accuracy']:.4f} in {run['seconds']:.0f} s", flush=True)
             command = f"python -m experiments.benchmarks.dp_utility --train ... --test ... --seeds {asked.seeds}"
             record = {**circumstances(torch.device("cpu")), "command": command + " --quick" * asked.quick, "runs": runs}
-            write_json(file, record)
-            write_text(asked.out / "dp_utility.md", markdown(record))
+            page.write(asked.out, "dp_utility", record)
     print(f"{len(runs)} runs are in {file} and dp_utility.md")
 
 
 if __name__ == "__main__":
-    main()
+    with one_line_errors():
+        main()

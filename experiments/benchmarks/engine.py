@@ -22,15 +22,17 @@ from typing import Any
 
 import numpy as np
 import torch
+from matplotlib.figure import Figure
 
+from experiments.benchmarks import growth_figure, page
 from experiments.benchmarks.ceiling import ceiling_markdown, measure_ceiling
-from experiments.benchmarks.growth import draw_growth, growth_markdown, measure_growth
+from experiments.benchmarks.growth import growth_markdown, measure_growth
 from experiments.benchmarks.peers import measure
 from experiments.benchmarks.shadows import measure_shadows, shadows_markdown
 from experiments.benchmarks.tries import measure_tries, tries_markdown
 from experiments.store import circumstances
-from experiments.terminal import command
-from fl_core.checkpoint import read_json, write_json, write_text
+from experiments.terminal import Parser, command, one_line_errors
+from fl_core.checkpoint import read_json, write_json
 from fl_core.errors import InputError
 from fl_core.loaders import parquet
 
@@ -163,6 +165,7 @@ def _spread(values: Sequence[float], digits: int = 2) -> str:
 
 
 def peers_markdown(record: Mapping[str, Any]) -> str:
+    """The part of the page on the peers, from the JSON record alone."""
     repeats = record["measured"]["peers"]["repeats"]
     lines = [
         "## FedAvg on MNIST: 100 clients × 600 pictures, cohort 10, batch 10, one epoch\n",
@@ -212,6 +215,11 @@ def peers_markdown(record: Mapping[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
+def figures(record: Mapping[str, Any]) -> dict[str, Figure]:
+    """How the cost of a round grows, where that was measured."""
+    return {"growth": growth_figure.draw(record["growth"])} if "growth" in record else {}
+
+
 def markdown(record: Mapping[str, Any]) -> str:
     """The page for people, from the JSON record alone; a section that was not measured says so."""
     first = next(iter(record["measured"].values()))
@@ -228,9 +236,9 @@ def markdown(record: Mapping[str, Any]) -> str:
         "growth": growth_markdown,
         "tries": tries_markdown,
     }
-    for name, page in pages.items():
+    for name, section in pages.items():
         if name in record:
-            lines.append(page(record if name == "peers" else record[name]))
+            lines.append(section(record if name == "peers" else record[name]))
         else:
             lines.append(f"## {name}: not measured\n")
         if name == "growth" and name in record:
@@ -242,16 +250,23 @@ def markdown(record: Mapping[str, Any]) -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description="Time the engine against its peers, and how its cost grows.")
+    parser = Parser("experiments.benchmarks.engine", __doc__)
     parser.add_argument("--train", required=True, help="MNIST's training pictures, a parquet file")
     parser.add_argument("--test", required=True, help="its test pictures")
     parser.add_argument("--cifar", help="CIFAR-10's training pictures, a parquet file; left out, so is that row")
     parser.add_argument("--python", default=sys.executable, help="an interpreter that has the extra `bench`")
-    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--repeats", type=int, default=3, help="timed repeats of every row")
     parser.add_argument("--rounds", type=int, default=4, help="timed rounds in a repeat")
-    parser.add_argument("--seeds", type=int, default=3, help=f"runs to {TARGET:.0%}")
-    parser.add_argument("--target-widths", nargs="+", type=int, choices=list(WIDTHS), default=list(WIDTHS))
-    parser.add_argument("--out", type=Path, default=Path("results/benchmarks"), help="folder")
+    parser.add_argument("--seeds", type=int, default=3, help=f"runs to {TARGET:.0%}%")
+    parser.add_argument(
+        "--target-widths",
+        nargs="+",
+        type=int,
+        choices=list(WIDTHS),
+        default=list(WIDTHS),
+        help="of the models trained to it",
+    )
+    parser.add_argument("--out", type=Path, default=Path("results/benchmarks"), help="folder for what is written")
     parser.add_argument("--only", nargs="+", choices=SECTIONS, help="measure these sections, keep the others' numbers")
     parser.add_argument("--quick", action="store_true", help="everything small, a few minutes")
     asked = parser.parse_args(arguments)
@@ -280,9 +295,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 write_json(stored, record)
     except InputError as error:
         parser.error(str(error))
-    write_text(asked.out / "engine.md", markdown(record))
-    if "growth" in sections:
-        draw_growth(record["growth"], asked.out)
+    page.write(asked.out, "engine", record)
     print(f"wrote {stored} and engine.md")
 
 
@@ -325,4 +338,5 @@ def _peer_versions(rows: Sequence[Mapping[str, Any]]) -> dict[str, str]:
 
 
 if __name__ == "__main__":
-    main()
+    with one_line_errors():
+        main()

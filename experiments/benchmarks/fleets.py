@@ -20,7 +20,6 @@ are slowed down until a message takes as long as one of SENT_PARAMETERS would.
 
 from __future__ import annotations
 
-import argparse
 import math
 import time
 from collections.abc import Mapping, Sequence
@@ -30,19 +29,19 @@ from pathlib import Path
 from statistics import fmean, median
 from typing import Any
 
-import matplotlib.pyplot as plt
 import numpy as np
 import torch
+from matplotlib.figure import Figure
 
 from attacks.metrics import mean_interval
 from defenses.base import Defense
+from experiments.benchmarks import page
 from experiments.benchmarks.fleets_figure import draw
-from experiments.figures import encoded
 from experiments.store import circumstances
+from experiments.terminal import Parser, one_line_errors
 from fl_core.algorithms.fedavg import FedAvg
 from fl_core.algorithms.fedprox import FedProx
 from fl_core.architectures import CNN
-from fl_core.checkpoint import write_bytes, write_json, write_text
 from fl_core.data import digits
 from fl_core.devices import Devices
 from fl_core.errors import InputError, check_number
@@ -322,6 +321,11 @@ def reading(record: dict[str, Any]) -> str:
     )
 
 
+def figures(record: dict[str, Any]) -> dict[str, Figure]:
+    """Time to accuracy."""
+    return {"fleets": draw(record)}
+
+
 def markdown(record: dict[str, Any]) -> str:
     """The page for people, from the JSON record alone."""
     study, problem, seeds, trials = record["study"], record["problem"], record["seeds"], record["trials"]
@@ -372,10 +376,10 @@ def markdown(record: dict[str, Any]) -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description="Virtual seconds to an accuracy under different fleets.")
+    parser = Parser("experiments.benchmarks.fleets", __doc__)
     parser.add_argument("--replicas", type=int, help=f"independent federations; {Study.replicas} by default")
     parser.add_argument("--rounds", type=int, help=f"the synchronous fleet's; {Study.rounds} by default")
-    parser.add_argument("--out", type=Path, default=Path("results/benchmarks"), help="folder")
+    parser.add_argument("--out", type=Path, default=Path("results/benchmarks"), help="folder for what is written")
     parser.add_argument("--quick", action="store_true", help="few rounds and no choice of rates; a few seconds")
     asked = parser.parse_args(arguments)
     given = {key: value for key in ("replicas", "rounds") if (value := getattr(asked, key)) is not None}
@@ -386,14 +390,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = f"--replicas {study.replicas} --rounds {study.rounds}{' --quick' * asked.quick}"
     command = f"python -m experiments.benchmarks.fleets {options}"
     record = {**circumstances(torch.device("cpu")), "command": command, **measure(study)}
-    figure = draw(record)
-    write_json(asked.out / "fleets.json", record)
-    write_text(asked.out / "fleets.md", markdown(record))
-    for kind in ("png", "pdf"):
-        write_bytes(asked.out / f"fleets.{kind}", encoded(figure, kind))
-    plt.close(figure)
+    page.write(asked.out, "fleets", record)
     print(f"wrote {asked.out}/fleets.json, .md, .png and .pdf")
 
 
 if __name__ == "__main__":
-    main()
+    with one_line_errors():
+        main()

@@ -28,7 +28,7 @@ from experiments.benchmarks.ceiling import round_operations
 from experiments.benchmarks.peers.mirage_peer import federation as mnist_federation
 from experiments.benchmarks.peers.problem import LR, Settings, problem_of
 from experiments.store import circumstances
-from experiments.terminal import command
+from experiments.terminal import Parser, command, one_line_errors
 from fl_core.algorithms.fedavg import FedAvg
 from fl_core.augmentation import FlipAndShift
 from fl_core.checkpoint import write_json, write_text
@@ -182,21 +182,21 @@ def _wait(device: torch.device) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description="Time the engine on a GPU.")
+    parser = Parser("experiments.benchmarks.gpu", __doc__)
     parser.add_argument("--train", help="MNIST's training pictures, a parquet file; left out, so are the rounds")
     parser.add_argument("--test", help="its test pictures")
     parser.add_argument("--cifar", help="CIFAR-10's training pictures, a parquet file; left out, so are the shadows")
     parser.add_argument("--cifar-test", help="its test pictures")
-    parser.add_argument("--models", type=int, default=256)
-    parser.add_argument("--model", choices=list(MODELS), default="wrn16_4")
-    parser.add_argument("--epochs", type=int, default=20)
-    parser.add_argument("--lr", type=float, default=0.1)
-    parser.add_argument("--precision", choices=PRECISIONS, default="bfloat16")
-    parser.add_argument("--backend", choices=("vmap", "loop"), default="vmap")
+    parser.add_argument("--models", type=int, default=256, help="shadows")
+    parser.add_argument("--model", choices=list(MODELS), default="wrn16_4", help="of the shadows")
+    parser.add_argument("--epochs", type=int, default=20, help="that a shadow is trained")
+    parser.add_argument("--lr", type=float, default=0.1, help="of the shadows, at first")
+    parser.add_argument("--precision", choices=PRECISIONS, default="bfloat16", help="of the shadows' training")
+    parser.add_argument("--backend", choices=("vmap", "loop"), default="vmap", help="how lanes are trained")
     parser.add_argument("--rounds", type=int, default=10, help="timed rounds of FedAvg")
-    parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
+    parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda", help="where; cpu only with --quick")
     parser.add_argument("--quick", action="store_true", help="everything small")
-    parser.add_argument("--out", type=Path, default=Path("results/benchmarks"), help="folder")
+    parser.add_argument("--out", type=Path, default=Path("results/benchmarks"), help="folder for what is written")
     asked = parser.parse_args(arguments)
     if asked.device == "cuda" and not torch.cuda.is_available():
         parser.error("torch sees no CUDA device here; --quick --device cpu tries the program without one")
@@ -236,4 +236,5 @@ def _whole(file: str, limit: int | None) -> ImageSet:
 
 
 if __name__ == "__main__":
-    main()
+    with one_line_errors():
+        main()

@@ -14,7 +14,6 @@ cost that stays, 1 for one in proportion. Beside it stands what to expect of the
 
 from __future__ import annotations
 
-import argparse
 import json
 import math
 import resource
@@ -31,9 +30,9 @@ import torch
 
 from defenses.base import Defense
 from experiments.store import circumstances
+from experiments.terminal import Parser, one_line_errors
 from fl_core.algorithms.fedavg import FedAvg
 from fl_core.architectures import CNN, McMahanCNN
-from fl_core.checkpoint import write_bytes, write_json, write_text
 from fl_core.cohort import Tile
 from fl_core.data import ImageSet
 from fl_core.errors import InputError, check_choice, check_number
@@ -338,24 +337,27 @@ def _cells(point: dict[str, Any]) -> str:
     )
 
 
-def draw_growth(record: dict[str, Any], folder: Path) -> None:
-    """`growth.png` and `growth.pdf` in `folder`, from the record alone; the same bytes for the same record."""
-    # Here and not above, since the process of a point would wait for what it never draws.
-    import matplotlib.pyplot as plt
+def markdown(record: dict[str, Any]) -> str:
+    """The page of a record that holds growth alone."""
+    hardware = record["hardware"]
+    made = (
+        f"Made by `{record['command']}` at revision {record['revision']}, on {hardware['processor']}, "
+        f"{hardware['cores']} cores; torch {record['versions']['torch']}.\n\n"
+    )
+    return made + growth_markdown(record)
 
+
+def figures(record: dict[str, Any]) -> dict[str, Any]:
+    """The figure, by its name."""
     from experiments.benchmarks.growth_figure import draw
-    from experiments.figures import encoded
 
-    figure = draw(record)
-    for kind in ("png", "pdf"):
-        write_bytes(folder / f"growth.{kind}", encoded(figure, kind))
-    plt.close(figure)
+    return {"growth": draw(record)}
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description="Measure how the cost of a round grows.")
+    parser = Parser("experiments.benchmarks.growth", __doc__)
     parser.add_argument("--repeats", type=int, default=5, help="timed rounds of every point")
-    parser.add_argument("--out", type=Path, default=Path("results/benchmarks"), help="folder")
+    parser.add_argument("--out", type=Path, default=Path("results/benchmarks"), help="folder for what is written")
     parser.add_argument("--quick", action="store_true", help="two small points a line")
     parser.add_argument("--point", metavar="NAME:VALUE", help=f"play one alone; NAME is one of {', '.join(BY_NAME)}")
     asked = parser.parse_args(arguments)
@@ -373,14 +375,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "command": f"python -m experiments.benchmarks.growth --repeats {asked.repeats}{' --quick' * asked.quick}",
         **measure_growth(asked.repeats, asked.quick),
     }
-    hardware = record["hardware"]
-    made = (
-        f"Made by `{record['command']}` at revision {record['revision']}, on {hardware['processor']}, "
-        f"{hardware['cores']} cores; torch {record['versions']['torch']}.\n\n"
-    )
-    write_json(asked.out / "growth.json", record)
-    write_text(asked.out / "growth.md", made + growth_markdown(record))
-    draw_growth(record, asked.out)
+    # Here and not above, since the process of a point would wait for what it never draws.
+    from experiments.benchmarks import page
+
+    page.write(asked.out, "growth", record)
     print(f"wrote growth.json, growth.md, growth.png and growth.pdf in {asked.out}")
 
 
@@ -393,4 +391,5 @@ def _point(asked: str) -> tuple[Line, int]:
 
 
 if __name__ == "__main__":
-    main()
+    with one_line_errors():
+        main()

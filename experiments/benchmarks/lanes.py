@@ -17,7 +17,6 @@ DP-SGD they have no noise, since Opacus draws its own. Imports and first calls f
 
 from __future__ import annotations
 
-import argparse
 import time
 import warnings
 from collections.abc import Sequence
@@ -34,10 +33,11 @@ from torch import Tensor
 
 from defenses.clipping import Clipping
 from defenses.rules import ClipAndNoise
+from experiments.benchmarks import page
 from experiments.store import circumstances
+from experiments.terminal import Parser, one_line_errors
 from fl_core import lanes
 from fl_core.architectures import CNN
-from fl_core.checkpoint import write_json, write_text
 from fl_core.models import ClassificationLosses, initial_parameters
 from fl_core.optimizers import SGD, Tree
 from fl_core.recorded import Recordings
@@ -178,6 +178,7 @@ def train(task: Task, contender: Contender) -> Tree:
 
 
 def spread(values: Sequence[float]) -> dict[str, float]:
+    """The median and both ends."""
     return {"median": median(values), "min": min(values), "max": max(values)}
 
 
@@ -285,9 +286,9 @@ def measure_all(rows: Sequence[Row], repeats: int) -> list[dict[str, Any]]:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description="Time the lane engine against one model after another.")
+    parser = Parser("experiments.benchmarks.lanes", __doc__)
     parser.add_argument("--repeats", type=int, default=7, help="timed repeats of every row")
-    parser.add_argument("--out", type=Path, default=Path("results/benchmarks"), help="folder")
+    parser.add_argument("--out", type=Path, default=Path("results/benchmarks"), help="folder for what is written")
     parser.add_argument("--quick", action="store_true", help="three small rows, a few seconds")
     asked = parser.parse_args(arguments)
     if asked.repeats < 1:
@@ -301,10 +302,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "rows": rows,
         "goals": [judge(goal, rows) for goal in GOALS],
     }
-    write_json(asked.out / "lanes.json", record)
-    write_text(asked.out / "lanes.md", markdown(record))
+    page.write(asked.out, "lanes", record)
     print(f"wrote {asked.out / 'lanes.json'} and {asked.out / 'lanes.md'}")
 
 
 if __name__ == "__main__":
-    main()
+    with one_line_errors():
+        main()

@@ -16,7 +16,6 @@ it, between the ways that are fastest by the median. `--python` is an interprete
 
 from __future__ import annotations
 
-import argparse
 import os
 import sys
 from collections.abc import Iterable, Sequence
@@ -27,10 +26,11 @@ from typing import Any, Literal
 
 import torch
 
+from experiments.benchmarks import page
 from experiments.benchmarks.lanes import spread
 from experiments.benchmarks.peers.matching import Contender, Model, Request
 from experiments.store import circumstances
-from fl_core.checkpoint import write_json, write_text
+from experiments.terminal import Parser, one_line_errors
 from fl_core.errors import InputError, check_choice, check_number
 
 TOLERANCE = 1e-4  # between objectives, and between their gradients, relative
@@ -93,6 +93,7 @@ QUICK = (
 
 
 def ways_of(cores: int, device: str) -> tuple[Way, ...]:
+    """The ways to use so many cores: one thread, all as threads, all as processes."""
     if device != "cpu" or cores == 1:
         return (Way(),)
     return Way(), Way(threads=cores), Way(processes=cores)
@@ -163,6 +164,7 @@ def worthwhile(team: Sequence[Contender], request: Request, ways: Sequence[Way])
 
 
 def best(ways: dict[str, list[float]]) -> str:
+    """The way with the highest median rate."""
     return max(ways, key=lambda way: median(ways[way]))
 
 
@@ -316,12 +318,12 @@ def markdown(record: dict[str, Any]) -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description="Time gradient matching beside its peers.")
+    parser = Parser("experiments.benchmarks.reconstruction", __doc__)
     parser.add_argument("--python", default=sys.executable, help="an interpreter that has breaching")
-    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--repeats", type=int, default=5, help="timed repeats of every row")
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
     parser.add_argument("--models", nargs="+", choices=list(NAMES), default=list(NAMES), help="measure these alone")
-    parser.add_argument("--out", type=Path, default=Path("results/benchmarks"), help="folder")
+    parser.add_argument("--out", type=Path, default=Path("results/benchmarks"), help="folder for what is written")
     parser.add_argument("--quick", action="store_true", help="a small model for a few iterations on one thread")
     asked = parser.parse_args(arguments)
     try:
@@ -349,10 +351,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "rows": measured,
         "failed": failed,
     }
-    write_json(asked.out / "reconstruction.json", record)
-    write_text(asked.out / "reconstruction.md", markdown(record))
+    page.write(asked.out, "reconstruction", record)
     print(f"wrote {asked.out}/reconstruction.json and reconstruction.md")
 
 
 if __name__ == "__main__":
-    main()
+    with one_line_errors():
+        main()

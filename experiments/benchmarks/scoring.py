@@ -17,7 +17,6 @@ time for all is that, times the share.
 
 from __future__ import annotations
 
-import argparse
 import multiprocessing
 import os
 import resource
@@ -41,9 +40,10 @@ from attacks.base import MembershipAttack, MembershipKnowledge, Shadows
 from attacks.membership.label_only import AugmentationRobustness
 from attacks.membership.observed import Signals
 from attacks.metrics import auc
+from experiments.benchmarks import page
 from experiments.configuration import make
 from experiments.store import circumstances
-from fl_core.checkpoint import write_json, write_text
+from experiments.terminal import Parser, one_line_errors
 from fl_core.errors import InputError, check_number
 
 Array = NDArray[Any]
@@ -58,6 +58,8 @@ TOLERANCE = 1e-6
 
 @dataclass(frozen=True, kw_only=True)
 class Size:
+    """How much there is to score; `loops` is how many examples a plain loop over examples is timed on."""
+
     shadows: int = 256
     examples: int = 50_000
     classes: int = 10
@@ -80,6 +82,7 @@ class Data:
 
 
 def make_up(size: Size, seed: int = 0) -> Data:
+    """Logits whose members are surer, without any training."""
     draws = np.random.default_rng(seed)
     replicas = size.shadows + 1
     labels, public_labels = (draws.integers(0, size.classes, count) for count in (size.examples, size.public))
@@ -360,9 +363,9 @@ def _spread(values: Sequence[float]) -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description="Time every attack on a released model.")
+    parser = Parser("experiments.benchmarks.scoring", __doc__)
     parser.add_argument("--repeats", type=int, default=3, help="processes, one after another")
-    parser.add_argument("--out", type=Path, default=Path("results/benchmarks"), help="folder")
+    parser.add_argument("--out", type=Path, default=Path("results/benchmarks"), help="folder for what is written")
     parser.add_argument("--quick", action="store_true", help="12 shadows, 400 examples")
     asked = parser.parse_args(arguments)
     try:
@@ -380,8 +383,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "load": os.getloadavg()[0],
         **summary(measure(size, asked.repeats)),
     }
-    write_json(asked.out / "scoring.json", record)
-    write_text(asked.out / "scoring.md", markdown(record))
+    page.write(asked.out, "scoring", record)
     print(f"wrote {asked.out / 'scoring.json'} and {asked.out / 'scoring.md'}")
     wrong = [row["name"] for row in record["loops"] if row["error"] > TOLERANCE]
     if wrong:
@@ -390,4 +392,5 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    with one_line_errors():
+        raise SystemExit(main())

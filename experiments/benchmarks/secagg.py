@@ -10,7 +10,6 @@ turns, repeat by repeat. `--python` is an interpreter that has flwr, see `experi
 
 from __future__ import annotations
 
-import argparse
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
@@ -21,11 +20,12 @@ from typing import Any
 
 import torch
 
+from experiments.benchmarks import page
 from experiments.benchmarks.lanes import spread
 from experiments.benchmarks.peers import measure
 from experiments.benchmarks.peers.mirage_secagg import parameters_of
 from experiments.store import circumstances
-from fl_core.checkpoint import write_json, write_text
+from experiments.terminal import Parser, one_line_errors
 from fl_core.errors import InputError, check_number
 
 PATIENCE = 3600.0
@@ -191,11 +191,11 @@ def _short(length: int) -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description="The cost of secure aggregation.")
+    parser = Parser("experiments.benchmarks.secagg", __doc__)
     parser.add_argument("--python", default=sys.executable, help="an interpreter that has flwr")
     parser.add_argument("--repeats", type=int, default=3, help="of the comparison with Flower")
     parser.add_argument("--budget", type=float, default=210.0, help="GB of masks that one cell may expand")
-    parser.add_argument("--out", type=Path, default=Path("results/benchmarks"), help="folder")
+    parser.add_argument("--out", type=Path, default=Path("results/benchmarks"), help="folder for what is written")
     parser.add_argument("--quick", action="store_true", help="two small cells")
     asked = parser.parse_args(arguments)
     try:
@@ -216,10 +216,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "cells": rows,
         "beside": beside,
     }
-    write_json(asked.out / "secagg.json", record)
-    write_text(asked.out / "secagg.md", markdown(record))
+    page.write(asked.out, "secagg", record)
     print(f"wrote {asked.out}/secagg.json and secagg.md")
 
 
 if __name__ == "__main__":
-    main()
+    with one_line_errors():
+        main()

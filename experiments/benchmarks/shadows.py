@@ -197,6 +197,7 @@ def measure_shadows(cifar: str | Path | None, repeats: int, quick: bool = False)
 
 
 def shadows_markdown(records: Sequence[dict[str, Any]]) -> str:
+    """The part of the page on many small trainings, from the JSON records alone."""
     lines = [
         "## Many small trainings\n",
         "Seconds for all of them, and how many times faster Mirage is; median [lowest, highest], paired in a repeat. "

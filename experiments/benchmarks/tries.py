@@ -30,6 +30,8 @@ Step = Callable[[], None]
 
 @dataclass(frozen=True, kw_only=True)
 class Problem:
+    """A model, the shape of its pictures and the batch of one step."""
+
     name: str
     make: Callable[[], nn.Module]
     shape: tuple[int, int, int]
@@ -175,6 +177,7 @@ def measure_tries(repeats: int, quick: bool = False) -> list[dict[str, Any]]:
 
 
 def tries_markdown(records: Sequence[dict[str, Any]]) -> str:
+    """The part of the page on what makes a step faster, from the JSON records alone."""
     cores = records[0]["cores"]
     names = {"threads": f"{cores} threads", "processes": f"{cores} processes × 1 thread"}
     ideas = list(records[0]["ratios"])

@@ -19,7 +19,7 @@ from hydra.core.override_parser.types import Override, OverrideType
 from hydra.errors import HydraException
 from omegaconf import OmegaConf
 
-from experiments.store import RESULTS
+from experiments.store import RESULTS, check_place
 from experiments.terminal import choose
 from fl_core.errors import InputError, check_choice, check_number
 
@@ -85,6 +85,10 @@ class Options:
             raise InputError("update_is=gradient is of one step, and has no rate; leave steps, epochs and lr out")
         if self.steps * self.epochs > 1 and self.lr is None:
             raise InputError("several local steps can only be simulated with their learning rate; give lr=")
+        if self.out is None:
+            check_place(self.name)
+        elif not isinstance(self.out, str) or (Path(self.out).exists() and not Path(self.out).is_dir()):
+            raise InputError(f"out is {self.out!r}; it must be a folder, new or not, or null")
         self._check_labels()
 
     def _check_labels(self) -> None:

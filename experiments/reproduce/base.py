@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 
 from experiments.figures import BLUE, ORANGE, STYLE
 from experiments.studies.base import Study, Values, rows
-from experiments.table import Entry, Number, Table, as_markdown
+from experiments.table import Entry, Number, Page, Table
 from fl_core.errors import check_choice
 
 BUDGETS = ("smoke", "cpu", "full")
@@ -80,7 +80,7 @@ class Reproduction(Study):
         """Each published number beside ours with its interval, one panel a unit."""
         return published_and_ours(verdicts(self, records), title)
 
-    def table(self, records: Sequence[Values]) -> str:
+    def table(self, records: Sequence[Values]) -> Page:
         """The verdicts, the protocol and the source."""
         budget = self.budgets[self.budget]
         told = [f"Source: {self.source}. Protocol: {self.protocol}"]
@@ -88,7 +88,7 @@ class Reproduction(Study):
             told.append(f"Here, with the budget `{self.budget}`: {budget.differs}.")
         if any(one.published.remembered for one in verdicts(self, records) if one.published):
             told.append("Numbers marked [m] are as remembered; the source was not at hand.")
-        return "\n\n".join([*told, as_markdown(verdict_table(verdicts(self, records)))])
+        return [*told, verdict_table(verdicts(self, records))]
 
 
 @dataclass(frozen=True, kw_only=True)

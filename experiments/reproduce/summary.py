@@ -8,7 +8,7 @@ from pathlib import Path
 from experiments import record
 from experiments.reproduce.base import Judged, Reproduction, verdict_table, verdicts
 from experiments.studies.base import make_study
-from experiments.table import Table, as_csv, as_latex
+from experiments.table import Table, as_csv, as_latex, page_markdown
 from fl_core.checkpoint import write_text
 
 FILES = ("README.md", "verdicts.csv", "verdicts.tex")
@@ -30,7 +30,7 @@ def write(folder: Path, out: Path | None = None) -> Path:
         hardware = found.manifest["points"][0]["hardware"]
         made = f"{hardware.get('gpu') or hardware['processor']}, {found.manifest['seconds']:.0f} s of measuring"
         parts.append(
-            f"## {study.title}\n\n{study.table(found.points)}\n\n"
+            f"## {study.title}\n\n{page_markdown(study.table(found.points))}\n\n"
             f"Made by `{found.manifest['command']}` ({made}); [record]({path.parent.name}/manifest.json)."
         )
     counts = Counter(line.verdict for _, line in everything)

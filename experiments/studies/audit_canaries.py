@@ -36,6 +36,7 @@ from defenses.dp_sgd import DPSGD
 from experiments.studies import audit_canaries_figure
 from experiments.studies.base import Setting, Study, Values
 from experiments.studies.planted import Planted
+from experiments.table import Page
 from fl_core.algorithms.fedavg import FedAvg
 from fl_core.architectures import MLP
 from fl_core.data import ImageSet
@@ -166,7 +167,7 @@ class AuditCanaries(Study):
     def figure(self, records: Sequence[Values], title: str) -> Figure:
         return audit_canaries_figure.draw(records, title)
 
-    def table(self, records: Sequence[Values]) -> str:
+    def table(self, records: Sequence[Values]) -> Page:
         return audit_canaries_figure.table(self, records)
 
 

@@ -13,6 +13,7 @@ from matplotlib.ticker import FixedFormatter, FixedLocator, NullLocator
 
 from experiments.figures import BLUE, GREEN, GREY, ORANGE, PURPLE, STYLE
 from experiments.studies.base import Values, rows
+from experiments.table import Entry, Page, Table
 
 if TYPE_CHECKING:
     from experiments.studies.audit_canaries import AuditCanaries
@@ -85,20 +86,18 @@ def _panel(axes: Axes, found: Sequence[Values]) -> None:
     axes.yaxis.set_minor_locator(NullLocator())
 
 
-def table(study: AuditCanaries, records: Sequence[Values]) -> str:
+def table(study: AuditCanaries, records: Sequence[Values]) -> Page:
     """What each auditor shows, with the most that it could have shown, beside the accountant's ε."""
     found = rows(records, metric="epsilon")
-    lines = [
+    told = (
         f"{study.runs} runs a row, each with {study.canaries} canaries that take part by fair coins; {study.clients} "
         f"clients hold {study.each} ordinary pictures each and take one full step in each of {study.rounds} rounds. "
         f"The attacker knows all but the coins. Lower bounds on ε at δ = {study.delta:g} with 95% confidence, each by "
         "itself, and in brackets the most that a perfect attack could have shown. Two-world audits use the first "
         "canary of each run, one-run audits all canaries of all runs. The Gaussian ones hold for a Gaussian trade-off, "
-        "which full steps have.",
-        "",
-        f"| mechanism | canary | accounted ε | {' | '.join(LOOKS)} |",
-        f"| --- | --- | --- |{' --- |' * len(LOOKS)}",
-    ]
+        "which full steps have."
+    )
+    lines: list[list[Entry]] = []
     for mechanism in study.mechanisms:
         for kind in study.kinds:
             for epsilon in study.epsilons:
@@ -111,10 +110,9 @@ def table(study: AuditCanaries, records: Sequence[Values]) -> str:
                     by = {one["auditor"]: one for one in here}
                     cells = [TITLES[mechanism], WORDS[kind], f"{here[0]['accounted']:.2f}"]
                     cells += [_entry(by[name]) for name in LOOKS]
-                    lines.append(f"| {' | '.join(cells)} |")
+                    lines.append([*cells])
     above = [one for one in found if one["value"] > one["accounted"]]
-    lines += [
-        "",
+    above_words = (
         f"{len(above)} of {len(found)} bounds lie above the accountant's ε"
         + (
             ": "
@@ -122,9 +120,9 @@ def table(study: AuditCanaries, records: Sequence[Values]) -> str:
             if above
             else ""
         )
-        + ". At 95% confidence each may do so by chance, in 5% of studies at most.",
-    ]
-    return "\n".join(lines)
+        + ". At 95% confidence each may do so by chance, in 5% of studies at most."
+    )
+    return [told, Table(["mechanism", "canary", "accounted ε", *LOOKS], lines), above_words]
 
 
 def _entry(one: Values) -> str:

@@ -32,8 +32,9 @@ from matplotlib.figure import Figure
 from experiments import store
 from experiments.configuration import make, read_data, resolve_device
 from experiments.executor import Executor
+from experiments.table import Page
 from fl_core.data import ImageSet
-from fl_core.errors import InputError, check_number
+from fl_core.errors import InputError, check_list, check_number
 
 Values = dict[str, Any]
 """Plain values by name: whatever JSON can say, and no NaN or infinity."""
@@ -99,8 +100,8 @@ class Study(ABC):
         """One figure over all points. A record is a point's own values and what was measured there, together."""
 
     @abstractmethod
-    def table(self, records: Sequence[Values]) -> str:
-        """The same numbers in words, as Markdown without a heading of its own."""
+    def table(self, records: Sequence[Values]) -> Page:
+        """The same numbers as tables, with what a reader must know, without a heading of its own."""
 
 
 def rows(records: Iterable[Mapping[str, Any]], **wanted: Any) -> list[Values]:
@@ -147,6 +148,7 @@ def build(config: Mapping[str, Any], overrides: Sequence[str] = ()) -> Performan
         field = given.lstrip("+~").split("=")[0].split("@")[-1].split(".")[0]
         if field not in allowed:
             raise InputError(f"{config['name']} does not read {field}; it reads {', '.join(sorted(allowed))}")
+    store.check_place(config["name"])
     check_number("seed", config["seed"], minimum=0, integer=True)
     if config["workers"] != "auto":
         check_number("workers (or auto)", config["workers"], minimum=1, integer=True)
@@ -183,6 +185,8 @@ def make_study(config: Any) -> Study:
     for field in dataclasses.fields(kind):
         if field.name not in config and field.default is MISSING and field.default_factory is MISSING:
             raise InputError(f"study.{field.name} has no value; {target} needs one, as in study.{field.name}=...")
+        if str(field.type).startswith("Sequence") and field.name in config:
+            check_list(f"study.{field.name}", config[field.name], "with commas between its entries, as in [1,2]")
     study = make(config)
     assert isinstance(study, Study)
     return study

@@ -22,6 +22,7 @@ from matplotlib.figure import Figure
 from experiments.studies import client_questions_figure, client_questions_table
 from experiments.studies.base import Setting, Study, Values
 from experiments.studies.client_questions_answers import existence, participation, properties, source
+from experiments.table import Page
 from fl_core.errors import InputError, check_choice, check_number
 
 Measure = Callable[["ClientQuestions", Setting, Values], Values]
@@ -130,5 +131,5 @@ class ClientQuestions(Study):
     def figure(self, records: Sequence[Values], title: str) -> Figure:
         return client_questions_figure.draw(records, title)
 
-    def table(self, records: Sequence[Values]) -> str:
+    def table(self, records: Sequence[Values]) -> Page:
         return client_questions_table.table(records)

@@ -90,6 +90,7 @@ COLUMNS: dict[str, tuple[str, str, tuple[float, float], Sequence[Shown]]] = {
 
 
 def draw(records: Sequence[Values], title: str) -> Figure:
+    """A column a question, a row for each thing that is varied."""
     asked = [question for question in COLUMNS if any(record["question"] == question for record in records)]
     with plt.style.context(STYLE):
         size = 1.85 * len(asked), 4.9

@@ -24,6 +24,7 @@ from experiments.studies import cohort_figure, cohort_table
 from experiments.studies.base import Setting, Study, Values
 from experiments.studies.cohort_membership import gaussian, membership, noisy
 from experiments.studies.cohort_pictures import pictures
+from experiments.table import Page
 from fl_core.errors import InputError, check_number
 
 
@@ -126,5 +127,5 @@ class Cohort(Study):
     def figure(self, records: Sequence[Values], title: str) -> Figure:
         return cohort_figure.draw(records, title, self.fpr)
 
-    def table(self, records: Sequence[Values]) -> str:
+    def table(self, records: Sequence[Values]) -> Page:
         return cohort_table.table(records, self.fpr)

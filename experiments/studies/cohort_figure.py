@@ -45,6 +45,7 @@ def draw(records: Sequence[Values], title: str, fpr: float) -> Figure:
 
 
 def predicted(axes: Axes, found: Sequence[Values], color: str, **style: Any) -> None:
+    """A line through what theory predicts, where it predicts something."""
     drawn = [row for row in found if row["theory"] is not None]
     axes.plot([row["cohort"] for row in drawn], [row["theory"] for row in drawn], color=color, linewidth=0.9, **style)
 

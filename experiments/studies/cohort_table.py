@@ -6,23 +6,22 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from experiments.studies.base import Values, rows
+from experiments.table import Entry, Number, Page, Table
 
 Columns = Sequence[int]
 
 
-def table(records: Sequence[Values], fpr: float) -> str:
-    """Markdown: what was measured, with 95% intervals, and what was predicted after a slash."""
-    parts = [
+def table(records: Sequence[Values], fpr: float) -> Page:
+    """What was measured, with 95% intervals, and what was predicted after a slash."""
+    parts: list[str | Table] = [
         "Numbers are measured, with 95% intervals; after a slash, what the theory predicts. n is the number of clients "
-        "in the sum.\n"
+        "in the sum."
     ]
     gaussian = [
         (f"d = {row['dimension']}, {row['game']}", {"dimension": row["dimension"], "game": row["game"]})
         for row in _different(rows(records, kind="gaussian", metric="auc"), "dimension", "game")
     ]
-    parts.append(
-        _section("Known answer: standard normal updates, AUC", records, gaussian, kind="gaussian", metric="auc")
-    )
+    parts += _section("Known answer: standard normal updates, AUC", records, gaussian, kind="gaussian", metric="auc")
     settings = _different(rows(records, kind="membership"), "model", "target", "local_steps", "attack", "knowledge")
     real = [
         (
@@ -33,18 +32,18 @@ def table(records: Sequence[Values], fpr: float) -> str:
         for row in settings
     ]
     for metric, words in (("auc", "AUC"), ("tpr", f"TPR at {fpr:.3g} FPR")):
-        parts.append(_section(f"Real updates, masks alone, {words}", records, real, kind="membership", metric=metric))
+        parts += _section(f"Real updates, masks alone, {words}", records, real, kind="membership", metric=metric)
     ways = _different(rows(records, kind="noise"), "epsilon", "view")
     noise = [(_way(row), {"epsilon": row["epsilon"], "view": row["view"]}) for row in ways]
     for metric, words in (("auc", "AUC"), ("tpr", f"TPR at {fpr:.3g} FPR")):
-        parts.append(_section(f"With noise in shares, {words}", records, noise, kind="noise", metric=metric))
+        parts += _section(f"With noise in shares, {words}", records, noise, kind="noise", metric=metric)
     ceilings = [
         f"ε = {row['epsilon']:g}: AUC ≤ {row['ceiling']:.3f}"
         for row in rows(records, kind="noise", metric="auc", view="secure_server")
         if row["ceiling"] is not None and row["cohort"] == min(one["cohort"] for one in rows(records, kind="noise"))
     ]
     if ceilings:
-        parts.append(f"Ceilings on the sum with noise, whatever n: {'; '.join(ceilings)}.\n")
+        parts.append(f"Ceilings on the sum with noise, whatever n: {'; '.join(ceilings)}.")
     found = _different(rows(records, kind="pictures"), "attack", "view", "noise_epsilon", "question")
     pictures = [
         (
@@ -54,11 +53,9 @@ def table(records: Sequence[Values], fpr: float) -> str:
         )
         for row in found
     ]  # fmt: skip
-    parts.append(_section("Pictures, PSNR in dB", records, pictures, digits=1, kind="pictures", metric="psnr"))
-    parts.append(
-        _section("Pictures, share above 20 dB", records, pictures, digits=2, kind="pictures", metric="readable")
-    )
-    return "\n".join(parts)
+    parts += _section("Pictures, PSNR in dB", records, pictures, digits=1, kind="pictures", metric="psnr")
+    parts += _section("Pictures, share above 20 dB", records, pictures, digits=2, kind="pictures", metric="readable")
+    return parts
 
 
 def _way(row: Mapping[str, Any]) -> str:
@@ -78,22 +75,21 @@ def _different(found: Iterable[Values], *names: str) -> list[Values]:
 
 def _section(
     heading: str, records: Sequence[Values], lines: Sequence[tuple[str, Values]], digits: int = 3, **common: Any
-) -> str:
+) -> Page:
     """One table: a line for each of `lines`, words and the values that pick its rows, and a column a cohort."""
     if not lines:
-        return ""
+        return []
     cohorts: Columns = sorted({row["cohort"] for row in rows(records, **common)})
-    text = [f"## {heading}\n", "| | " + " | ".join(f"n = {size}" for size in cohorts) + " |"]
-    text.append("| --- |" + " --- |" * len(cohorts))
+    body: list[list[Entry]] = []
     for words, wanted in lines:
         found = {row["cohort"]: row for row in rows(records, **common, **wanted)}
-        text.append(f"| {words} | " + " | ".join(_cell(found.get(size), digits) for size in cohorts) + " |")
-    return "\n".join([*text, ""])
+        body.append([words, *(_cell(found.get(size), digits) for size in cohorts)])
+    return [f"## {heading}", Table(["", *(f"n = {size}" for size in cohorts)], body)]
 
 
-def _cell(row: Values | None, digits: int) -> str:
+def _cell(row: Values | None, digits: int) -> Entry:
     if row is None:
         return "—"
-    measured = f"{row['value']:.{digits}f} [{row['low']:.{digits}f}, {row['high']:.{digits}f}]"
+    measured = Number(value=row["value"], low=row["low"], high=row["high"], digits=digits)
     theory = row.get("theory")
     return measured if theory is None else f"{measured} / {theory:.{digits}f}"

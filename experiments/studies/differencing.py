@@ -19,6 +19,7 @@ from attacks.metrics import supports
 from experiments.studies import differencing_figure, differencing_table
 from experiments.studies.base import Setting, Study, Values
 from experiments.studies.differencing_rounds import SCHEMES, measure, participation_of
+from experiments.table import Page
 from fl_core.errors import InputError, check_choice, check_number
 
 REGIME = ("model", "server_lr", "batch_size", "schemes", "epsilons")
@@ -105,7 +106,7 @@ class Differences(Study):
     def figure(self, records: Sequence[Values], title: str) -> Figure:
         return differencing_figure.draw(records, title)
 
-    def table(self, records: Sequence[Values]) -> str:
+    def table(self, records: Sequence[Values]) -> Page:
         return differencing_table.table(records, self.fpr)
 
 

@@ -30,6 +30,7 @@ REGIMES = {
 
 
 def draw(records: Sequence[Values], title: str) -> Figure:
+    """What cohorts tell apart, and how far off the solved updates are, over the number of rounds."""
     lengths = sorted({row["rounds"] for row in rows(records)})
     with plt.style.context(STYLE):
         figure, grid = plt.subplots(2, 3, figsize=(7.2, 5.9), layout="constrained")

@@ -38,6 +38,7 @@ SCHEMES = ("uniform", "swapping", "batches")
 
 
 def participation_of(study: Differences, scheme: str) -> Participation:
+    """How the scheme draws a round's clients."""
     if scheme == "batches":
         return Batches(study.batch, study.cohort)
     return Uniform(study.cohort) if scheme == "uniform" else Swapping(study.cohort)

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from experiments.studies.base import Values, rows
+from experiments.table import Entry, Number, Page, Table
 
 SECTIONS = (
     ("rank", "Rank of the participation matrix", 1, "of as many unknown updates as there are clients"),
@@ -28,23 +29,23 @@ SECTIONS = (
 SOURCES = {"recovered": "recovered updates", "sums": "mean of the sums", "unmasked": "updates without masks"}
 
 
-def table(records: Sequence[Values], fpr: float) -> str:
-    """Markdown, with 95% intervals over replicas."""
-    parts = [
-        "Columns are how many rounds the server solves, the last ones; brackets are 95% intervals over replicas.\n"
+def table(records: Sequence[Values], fpr: float) -> Page:
+    """With 95% intervals over replicas."""
+    parts: list[str | Table] = [
+        "Columns are how many rounds the server solves, the last ones; brackets are 95% intervals over replicas."
     ]
     for metric, heading, digits, words in SECTIONS:
-        parts.append(_section(f"{heading}\n\n{words[0].upper()}{words[1:]}.", records, digits, metric=metric))
+        parts += _section(f"{heading}\n\n{words[0].upper()}{words[1:]}.", records, digits, metric=metric)
     for metric, heading in (("auc", "AUC"), ("tpr", f"TPR at {fpr:.3g} FPR")):
         for source, words in SOURCES.items():
-            parts.append(_section(f"Membership from {words}, {heading}", records, 3, metric=metric, source=source))
+            parts += _section(f"Membership from {words}, {heading}", records, 3, metric=metric, source=source)
     noise = [
         f"{_words(record)}: noise multiplier {record['noise_multiplier']:.2f}, AUC for one example at most "
         f"{record['ceiling']:.3f}"
         for record in records
         if record["epsilon"] is not None
     ]
-    return "\n".join([*parts, *(["## Noise in shares\n", *(f"- {line}" for line in noise)] if noise else [])])
+    return [*parts, "## Noise in shares", "\n".join(f"- {line}" for line in noise)] if noise else parts
 
 
 def _words(record: Mapping[str, Any]) -> str:
@@ -52,16 +53,13 @@ def _words(record: Mapping[str, Any]) -> str:
     return f"{record['regime']}, {record['scheme']}{noise}"
 
 
-def _section(heading: str, records: Sequence[Values], digits: int, **wanted: Any) -> str:
+def _section(heading: str, records: Sequence[Values], digits: int, **wanted: Any) -> Page:
     lengths = sorted({row["rounds"] for row in rows(records)})
-    text = [f"## {heading}\n", "| | " + " | ".join(str(length) for length in lengths) + " |"]
-    text.append("| --- |" + " --- |" * len(lengths))
+    body: list[list[Entry]] = []
     for record in records:
         found = {row["rounds"]: row for row in rows([record], **wanted)}
         if found:
-            cells = [
-                f"{row['value']:.{digits}f} [{row['low']:.{digits}f}, {row['high']:.{digits}f}]"
-                for row in (found[length] for length in lengths)
-            ]
-            text.append(f"| {_words(record)} | " + " | ".join(cells) + " |")
-    return "\n".join([*text, ""])
+            shown = (found[length] for length in lengths)
+            numbers = (Number(value=row["value"], low=row["low"], high=row["high"], digits=digits) for row in shown)
+            body.append([_words(record), *numbers])
+    return [f"## {heading}", Table(["", *map(str, lengths)], body)]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,6 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.patches import Rectangle
 
 from experiments.studies.base import Values
+from experiments.table import Entry, Number
 
 
 def line(
@@ -75,21 +75,11 @@ def cells(
 
 def number(value: float | None, digits: int = 3) -> str:
     """A number for a table; a dash where there is none."""
-    if value is None:
-        return "—"
-    if value and not 1e-3 <= abs(value) < 1e5:
-        exponent = math.floor(math.log10(abs(value)))
-        return f"{value / 10**exponent:.1f}·10^{exponent}"
-    return f"{value:.{digits}g}" if abs(value) < 100 else f"{value:,.0f}"
+    return "—" if value is None else str(Number(value=value, digits=digits, significant=True))
 
 
-def entry(one: Values | None, digits: int = 3) -> str:
+def entry(one: Values | None, digits: int = 3) -> Entry:
     """A row's value and interval for a table."""
     if one is None or one["value"] is None:
         return "—"
-    return f"{number(one['value'], digits)} [{number(one['low'], digits)}, {number(one['high'], digits)}]"
-
-
-def markdown(heads: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
-    """A table."""
-    return "\n".join("| " + " | ".join(each) + " |" for each in [heads, ["---"] * len(heads), *lines])
+    return Number(value=one["value"], low=one.get("low"), high=one.get("high"), digits=digits, significant=True)

@@ -49,6 +49,7 @@ from experiments.studies.tampering import (
     updates_of,
     words,
 )
+from experiments.table import Page
 from fl_core.architectures import MLP
 from fl_core.data import ImageSet
 from fl_core.errors import InputError, check_number
@@ -136,7 +137,7 @@ class Dropout(Study):
     def figure(self, records: Sequence[Values], title: str) -> Figure:
         return dropout_figure.draw(self, records, title)
 
-    def table(self, records: Sequence[Values]) -> str:
+    def table(self, records: Sequence[Values]) -> Page:
         return dropout_figure.table(self, records)
 
     @property

@@ -13,7 +13,8 @@ from matplotlib.figure import Figure
 from attacks.pictures import EXACT_DB, RECOGNISED_DB
 from experiments.figures import BLUE, GREEN, GREY, ORANGE, STYLE
 from experiments.studies.base import Values, rows
-from experiments.studies.drawing import cells, entry, line, markdown, number, pictures
+from experiments.studies.drawing import cells, entry, line, number, pictures
+from experiments.table import Entry, Page, Table
 
 if TYPE_CHECKING:
     from experiments.studies.dropout import Dropout, Variant
@@ -136,10 +137,10 @@ def _examples(study: Dropout, axes: Axes, records: Sequence[Values]) -> None:
     axes.set_title("e  Victims", loc="left", pad=16)
 
 
-def table(study: Dropout, records: Sequence[Values]) -> str:
+def table(study: Dropout, records: Sequence[Values]) -> Page:
     """What the server gets, in numbers."""
     names = _words(study)
-    parts = [
+    parts: list[str | Table] = [
         f"{study.trials} cohorts of {study.clients} a point, each with a victim. PSNR in dB, an exact recovery "
         f"({EXACT_DB:g} dB or more) as {EXACT_DB:g}; recognised is the share of pictures at {RECOGNISED_DB:g} dB or "
         "more. Membership is told by the inner product of a picture's own update with what the server sees, both less "
@@ -149,7 +150,7 @@ def table(study: Dropout, records: Sequence[Values]) -> str:
         f"ε at δ = {study.delta:g} is for one client, whose update becomes zero, with as many shares of the noise as "
         "there are survivors.",
         "## Sums of survivors",
-        markdown(
+        Table(
             ["survivors", "seen", "ε", "PSNR", "recognised", "AUC", "AUC at most"],
             [
                 _line(records, count, server, names[server])
@@ -159,7 +160,7 @@ def table(study: Dropout, records: Sequence[Values]) -> str:
             + [_line(records, study.survivors[0], server, names[server]) for server in FLAT],
         ),
         "## What the protocol allows",
-        markdown(
+        Table(
             ["threshold", *(f"{count}" for count in study.survivors)],
             [
                 [
@@ -170,7 +171,7 @@ def table(study: Dropout, records: Sequence[Values]) -> str:
             ],
         ),
         "## Two stories about the victim",
-        markdown(
+        Table(
             ["threshold", "victim's own vector, to the bit", "otherwise"],
             [
                 [f"{variant.name} ({variant.threshold})", entry(one), one["note"] or "—"]
@@ -181,7 +182,7 @@ def table(study: Dropout, records: Sequence[Values]) -> str:
         "A vector of its own carries one share of the noise: with noise for all, it is that of a server without masks, "
         f"ε = {number(_each(records))}.",
     ]
-    return "\n\n".join(parts)
+    return parts
 
 
 def _each(records: Sequence[Values]) -> float | None:
@@ -193,7 +194,7 @@ def _ends(study: Dropout, records: Sequence[Values], variant: str) -> list[Value
     return [rows(records, metric="a sum", server=variant, survivors=count)[0] for count in study.survivors]
 
 
-def _line(records: Sequence[Values], count: int, server: str, words: str) -> list[str]:
+def _line(records: Sequence[Values], count: int, server: str, words: str) -> list[Entry]:
     def one(metric: str) -> Values | None:
         return next(iter(rows(records, part="survivors", survivors=count, metric=metric, server=server)), None)
 

@@ -49,6 +49,7 @@ from experiments.studies.tampering import (
     to_all,
     updates_of,
 )
+from experiments.table import Page
 from fl_core.architectures import MLP, centred
 from fl_core.errors import InputError, check_number
 from fl_core.models import initial_parameters, logits
@@ -146,7 +147,7 @@ class ImprintSum(Study):
     def figure(self, records: Sequence[Values], title: str) -> Figure:
         return imprint_figure.draw(self, records, title)
 
-    def table(self, records: Sequence[Values]) -> str:
+    def table(self, records: Sequence[Values]) -> Page:
         return imprint_figure.table(self, records)
 
     def scene(self, kind: Kind, bins: int, setting: Setting, gain: float | None = None) -> Scene:

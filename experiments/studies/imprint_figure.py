@@ -14,7 +14,8 @@ from attacks.pictures import EXACT_DB, RECOGNISED_DB, RECOVERED_DB
 from attacks.reconstruction.imprint import Kind, alone
 from experiments.figures import BLUE, GREEN, GREY, ORANGE, PURPLE, STYLE
 from experiments.studies.base import Values, rows
-from experiments.studies.drawing import cells, entry, line, markdown, number, pictures
+from experiments.studies.drawing import cells, entry, line, number, pictures
+from experiments.table import Entry, Page, Table
 
 if TYPE_CHECKING:
     from experiments.studies.imprint import ImprintSum
@@ -170,10 +171,10 @@ def _layer(axes: Axes, records: Sequence[Values]) -> None:
     axes.set_title("h  What a client could see", loc="left", pad=16)
 
 
-def table(study: ImprintSum, records: Sequence[Values]) -> str:
+def table(study: ImprintSum, records: Sequence[Values]) -> Page:
     """What the sum gives away, in numbers."""
     once = study.cohort * study.cohort_batch
-    parts = [
+    parts: list[str | Table] = [
         "A picture is compared with what a unit that it fires says, the best by the truth where it fires several. It "
         f"is recovered at {RECOVERED_DB:g} dB or more, which no mean of two is, and recognised at {RECOGNISED_DB:g}. "
         f"PSNR in dB, at most {EXACT_DB:g}. Brackets are 95% intervals over cohorts. The server knows the test "
@@ -182,7 +183,7 @@ def table(study: ImprintSum, records: Sequence[Values]) -> str:
         "One client's row is also what a server without masks has of each. Real pictures are no even draw: a threshold "
         "is off by what the test pictures are, and those that fire one trap fire others, too. Single is the share of "
         "those units that the server takes for one picture's which are.",
-        markdown(
+        Table(
             ["units", "clients", "pictures", "dense", "closed form", "single", "traps", "closed form", "single"],
             [
                 [
@@ -205,7 +206,7 @@ def table(study: ImprintSum, records: Sequence[Values]) -> str:
         ),
         f"## Fixed point: {study.cohort} clients, {once} pictures, {study.units} units, clip {study.clip_norm:g}",
         "PSNR of the pictures that are alone in a unit.",
-        markdown(
+        Table(
             ["bits", *(f"{kind}, {words}" for kind in (DENSE, SPARSE, TRAPS) for words in ("recognised", "PSNR"))],
             [
                 [
@@ -224,7 +225,7 @@ def table(study: ImprintSum, records: Sequence[Values]) -> str:
         "one that sees each update with one share of the noise. The server knows the noise and shrinks what it found "
         f"towards the test pictures; PSNR is of all pictures, beside {_blind(records)}. Labels: the correlation of the "
         "counted with the true labels, over classes (and clients).",
-        markdown(
+        Table(
             ["noise multiplier", "server", "ε", "layer", "recognised", "PSNR", "labels"],
             [
                 [number(multiplier), server, *_noisy(records, multiplier, server, kind)]
@@ -235,7 +236,7 @@ def table(study: ImprintSum, records: Sequence[Values]) -> str:
         ),
         f"## Local steps at the rate {study.lr:g}, each on {study.cohort_batch} new pictures a client, floating point",
         "Of all pictures, and of those of the first step.",
-        markdown(
+        Table(
             ["steps", "closed form", *(words for kind in STEPPED for words in (WORDS[kind], "first step"))],
             [
                 [
@@ -254,12 +255,12 @@ def table(study: ImprintSum, records: Sequence[Values]) -> str:
         "The largest cosine between two rows, the stable rank ‖W‖²_F/‖W‖²₂, and the share of units that one of its own "
         "pictures fires on average. Identical rows give an imprint away; traps have a new layer's rows, and units that "
         "hardly ever fire.",
-        markdown(
+        Table(
             ["layer", "largest cosine", "stable rank", "fired"],
             [[name, *map(number, scores)] for name, scores in _scores(records).items()],
         ),
     ]
-    return "\n\n".join(parts)
+    return parts
 
 
 def _one(records: Sequence[Values], **wanted: Any) -> Values:
@@ -271,7 +272,7 @@ def _blind(records: Sequence[Values]) -> str:
     return ", ".join(f"{value:.1f} dB of the {name}" for name, value in found.items())
 
 
-def _noisy(records: Sequence[Values], multiplier: float, server: str, kind: str) -> list[str]:
+def _noisy(records: Sequence[Values], multiplier: float, server: str, kind: str) -> list[Entry]:
     wanted = {"part": "noise", "noise_multiplier": multiplier, "server": server}
     promised = number(_one(records, metric="epsilon", kind=SPARSE, **wanted)["value"])
     found = [entry(_one(records, metric=metric, kind=kind, **wanted)) for metric in ("recognised", "psnr", "labels")]

@@ -46,6 +46,7 @@ from experiments.studies.tampering import (
     to_all,
     updates_of,
 )
+from experiments.table import Page
 from fl_core.architectures import MLP
 from fl_core.data import ImageSet
 from fl_core.errors import InputError, check_number
@@ -125,7 +126,7 @@ class Inconsistency(Study):
     def figure(self, records: Sequence[Values], title: str) -> Figure:
         return inconsistency_figure.draw(self, records, title)
 
-    def table(self, records: Sequence[Values]) -> str:
+    def table(self, records: Sequence[Values]) -> Page:
         return inconsistency_figure.table(self, records)
 
     def channel(self, clients: int, length: int, noise_multiplier: float = 0.0) -> Channel:

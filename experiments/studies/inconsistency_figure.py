@@ -13,7 +13,8 @@ from matplotlib.figure import Figure
 from attacks.pictures import EXACT_DB, RECOGNISED_DB, RECOVERED_DB
 from experiments.figures import BLUE, GREEN, GREY, ORANGE, STYLE
 from experiments.studies.base import Values, rows
-from experiments.studies.drawing import entry, line, markdown, number, pictures
+from experiments.studies.drawing import entry, line, number, pictures
+from experiments.table import Entry, Page, Table
 
 if TYPE_CHECKING:
     from experiments.studies.inconsistency import Inconsistency
@@ -131,21 +132,21 @@ def _examples(axes: Axes, records: Sequence[Values]) -> None:
     axes.set_title(heading, loc="left", pad=16)
 
 
-def table(study: Inconsistency, records: Sequence[Values]) -> str:
+def table(study: Inconsistency, records: Sequence[Values]) -> Page:
     """What each server gets, in numbers."""
-    parts = [
+    parts: list[str | Table] = [
         f"{study.trials} cohorts a point, each with a victim. PSNR in dB, an exact recovery ({EXACT_DB:g} dB or more) "
         f"as {EXACT_DB:g}; recognised is the share of pictures at {RECOGNISED_DB:g} dB or more. Brackets are 95% "
         "intervals, by bootstrap over victims for means and by Clopper and Pearson for shares. The cosine leaves out "
         "the output layer's biases, which the others' dead models still move. The server knows the noise and the test "
         "pictures, and shrinks what it found towards them; the nearest public image is picked by the truth.",
         "## One picture a client",
-        markdown(
+        Table(
             ["clients", "server", "PSNR", "recognised", "exact", "label right", "cosine"],
             [_line(records, server, part="pictures", clients=count) for count in study.clients for server in TITLES],
         ),
         "## The model's hash in the key derivation",
-        markdown(
+        Table(
             ["clients", "variant", "rounds aborted", "how"],
             [
                 [str(one["clients"]), one["server"].split("(")[1].rstrip(")"), entry(one), one["note"]]
@@ -154,7 +155,7 @@ def table(study: Inconsistency, records: Sequence[Values]) -> str:
         ),
         "No client sends a masked vector in these rounds, so the server has nothing to take for a sum.",
         f"## {study.batch} pictures a client, an imprint layer of {study.bins} bins",
-        markdown(
+        Table(
             ["clients", "sent to", f"share of the victim's pictures at {RECOVERED_DB:g} dB or more", "closed form"],
             [
                 [
@@ -169,7 +170,7 @@ def table(study: Inconsistency, records: Sequence[Values]) -> str:
         f"## Noise in shares, {study.noisy_clients} clients",
         f"ε at δ = {study.delta:g} for one client, whose update becomes zero: of one update for the server that sees "
         "each, of the sum for the others. The dead clients' updates are zero, and their shares of the noise are not.",
-        markdown(
+        Table(
             ["noise multiplier", "server", "ε", "PSNR", "recognised", "label right", "cosine"],
             [
                 [number(multiplier), *_noisy_line(records, server, multiplier)]
@@ -178,19 +179,19 @@ def table(study: Inconsistency, records: Sequence[Values]) -> str:
             ],
         ),
     ]
-    return "\n\n".join(parts)
+    return parts
 
 
 def _one(records: Sequence[Values], metric: str, server: str, **wanted: Any) -> Values | None:
     return next(iter(rows(records, metric=metric, server=server, **wanted)), None)
 
 
-def _line(records: Sequence[Values], server: str, **wanted: Any) -> list[str]:
+def _line(records: Sequence[Values], server: str, **wanted: Any) -> list[Entry]:
     metrics = ("psnr", "recognised", "exact", "label", "cosine")
     return [str(wanted["clients"]), TITLES[server], *(entry(_one(records, one, server, **wanted)) for one in metrics)]
 
 
-def _noisy_line(records: Sequence[Values], server: str, multiplier: float) -> list[str]:
+def _noisy_line(records: Sequence[Values], server: str, multiplier: float) -> list[Entry]:
     wanted = {"part": "noise", "noise_multiplier": multiplier}
     promised = _one(records, "epsilon", server, **wanted)
     found = [entry(_one(records, one, server, **wanted)) for one in ("psnr", "recognised", "label", "cosine")]

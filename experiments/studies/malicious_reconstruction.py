@@ -55,6 +55,7 @@ from experiments.studies.tampering import (
     plain,
     row,
 )
+from experiments.table import Page
 from fl_core.errors import InputError, check_number
 from fl_core.optimizers import Tree
 
@@ -171,7 +172,7 @@ class MaliciousReconstruction(Study):
     def figure(self, records: Sequence[Values], title: str) -> Figure:
         return paper.draw(self, records, title)
 
-    def table(self, records: Sequence[Values]) -> str:
+    def table(self, records: Sequence[Values]) -> Page:
         return paper.table(self, records)
 
     # The goal, and through masks

@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from attacks.pictures import RECOGNISED_DB, RECOVERED_DB
 from experiments.figures import BLUE, GREEN, GREY, ORANGE, PURPLE, SKY, STYLE
 from experiments.studies.base import Values, rows
-from experiments.studies.drawing import cells, entry, line, markdown, number, pictures
+from experiments.studies.drawing import cells, entry, line, number, pictures
 from experiments.studies.malicious_reconstruction_noticed import NOTICED, SCORES
 from experiments.studies.malicious_reconstruction_scene import (
     ATTACKS,
@@ -27,6 +27,7 @@ from experiments.studies.malicious_reconstruction_scene import (
     SPARSE,
     TRAPS,
 )
+from experiments.table import Entry, Page, Table
 
 if TYPE_CHECKING:
     from experiments.studies.malicious_reconstruction import MaliciousReconstruction
@@ -198,11 +199,11 @@ def _scores(records: Sequence[Values], name: str) -> dict[str, Values]:
 # The table
 
 
-def table(study: MaliciousReconstruction, records: Sequence[Values]) -> str:
+def table(study: MaliciousReconstruction, records: Sequence[Values]) -> Page:
     """What is stolen, and what shows, in numbers."""
     goal = rows(records, part="goal", metric="recovered")
     chance = goal[0] if goal else {}
-    parts = [
+    parts: list[str | Table] = [
         "A picture is compared with what a unit that it fires says, the best by the truth where it fires several; it "
         f"is recovered at {RECOVERED_DB:g} dB or more, which no mean of two is, and recognised at {RECOGNISED_DB:g}. "
         "PSNR in dB, for pixels in [0, 1]. Brackets are 95% intervals.",
@@ -214,7 +215,7 @@ def table(study: MaliciousReconstruction, records: Sequence[Values]) -> str:
         f"{study.goal_clients} clients with {study.goal_batch // study.goal_clients} pictures each, clipped to "
         f"{study.clip_norm:g} and rounded to {study.bits} bits; thresholds are quantiles of the test pictures. "
         "PSNR is of the pictures that are alone.",
-        markdown(
+        Table(
             ["layer", "seen", "recovered", "expected", "inside", "batches inside", "PSNR, least", "median"],
             [
                 [
@@ -241,7 +242,7 @@ def table(study: MaliciousReconstruction, records: Sequence[Values]) -> str:
         f"adding its share of discrete Gaussian noise after a clip to {study.clip_norm:g}. The server knows the noise "
         "and shrinks what it found towards the test pictures; PSNR is of all pictures, at most 100, beside "
         f"{_blind(records)}.",
-        markdown(
+        Table(
             [
                 "ε",
                 "noise multiplier",
@@ -265,7 +266,7 @@ def table(study: MaliciousReconstruction, records: Sequence[Values]) -> str:
         "for one picture of the cohort, which is its share. PSNR is the median of those recovered. Rounds are on the "
         "same batch. Cosine: of what fishing isolates with that example's own gradient below the output layer, and "
         "of the honest update with the example's honest gradient.",
-        markdown(
+        Table(
             ["attack", "clients", "recovered", "PSNR", "rounds", "cosine", "honest"],
             [
                 [
@@ -285,7 +286,7 @@ def table(study: MaliciousReconstruction, records: Sequence[Values]) -> str:
         f"Beside a sparse layer with as many units in which the clients are not split: {study.loki_units} units and "
         f"one step, then {study.step_units} units and {study.loki_cohort} clients. In several steps LOKI keeps the "
         "first picture of a unit, and the closed form says so; the other one is for pictures that add up.",
-        markdown(
+        Table(
             ["clients", "steps", "LOKI", "closed form", "PSNR", "not split", "closed form"],
             [[who, str(steps), *_loki_cells(records, wanted)] for who, steps, wanted in _loki_points(study)],
         ),
@@ -296,7 +297,7 @@ def table(study: MaliciousReconstruction, records: Sequence[Values]) -> str:
         "benign model's. The benign model is a new one, and for trained ones that of ten steps before. Faulted by: a "
         "score over its limit (see `attacks.reconstruction.detectability.Limits`), or a new variable; for benign "
         "models this is the false-alarm rate.",
-        markdown(
+        Table(
             ["what is sent", *HEADS, "new variables", "by D-SNR", "by the parameters", "by anything"],
             [
                 [
@@ -311,7 +312,7 @@ def table(study: MaliciousReconstruction, records: Sequence[Values]) -> str:
             ],
         ),
     ]
-    return "\n\n".join(parts)
+    return parts
 
 
 def _one(records: Sequence[Values], **wanted: Any) -> Values:
@@ -336,7 +337,7 @@ def _loki_points(study: MaliciousReconstruction) -> list[tuple[str, int, Values]
     ]
 
 
-def _loki_cells(records: Sequence[Values], wanted: Values) -> list[str]:
+def _loki_cells(records: Sequence[Values], wanted: Values) -> list[Entry]:
     mine, other = (_one(records, metric="recovered", attack=name, **wanted) for name in (LOKI, SPARSE))
     level = _one(records, metric="psnr", attack=LOKI, **wanted)
     return [

@@ -192,6 +192,7 @@ def below(gradient: Tree) -> Tensor:
 
 
 def cosine(first: Tensor, second: Tensor) -> float:
+    """How far two vectors [entries] point along one line, in [0, 1]; their signs do not matter."""
     return float(torch.cosine_similarity(first, second, 0).abs())
 
 

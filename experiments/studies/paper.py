@@ -1,5 +1,5 @@
-"""From a study's points to results/<name>/: figure.png, figure.pdf, data.csv, table.md, and the record that they are
-drawn from.
+"""From a study's points to results/<name>/: its figure, its table as Markdown, LaTeX and CSV, data.csv, and the record
+that they are drawn from.
 
 Nothing is measured here. data.csv has a line for every measured number, at full precision, after its point's values.
 """
@@ -17,6 +17,7 @@ from experiments.figures import save
 from experiments.record import Record
 from experiments.store import StoredRun
 from experiments.studies.base import Study, Values, make_study, rows
+from experiments.table import page_csv, page_latex, page_markdown
 from fl_core.checkpoint import read_json, write_text
 from fl_core.errors import InputError
 
@@ -35,7 +36,7 @@ def write(config: Mapping[str, Any], runs: Sequence[str], command: str) -> Path:
     record.write(out, _manifest(config, stored, command), points=points)
     found = record.read(out)
     draw(found, out)
-    told = _study(found).table(found.points).strip()
+    told = page_markdown(_study(found).table(found.points))
     print("\n".join([told, *store.older({run.folder: run.manifest["revision"] for run in stored}, "points")]))
     print("Open:", *(f"  {out / file}" for file in ("figure.png", "table.md", "data.csv")), sep="\n")
     return out
@@ -45,9 +46,16 @@ def draw(found: Record, out: Path) -> list[str]:
     """Write the figure and tables of a study's record into `out`; returns the names of the files."""
     study, title = _study(found), str(found.manifest["title"])
     written = save(study.figure(found.points, title), out, "figure")
-    write_text(out / "data.csv", as_csv(found.points))
-    write_text(out / "table.md", f"# {title}\n\n{study.table(found.points).strip()}\n")
-    return [*written, "data.csv", "table.md"]
+    page = study.table(found.points)
+    for file, text in (
+        ("data.csv", as_csv(found.points)),
+        ("table.md", f"# {title}\n\n{page_markdown(page)}\n"),
+        ("table.tex", f"% {title}\n{page_latex(page)}"),
+        ("table.csv", page_csv(page)),
+    ):
+        write_text(out / file, text)
+        written.append(file)
+    return written
 
 
 def _study(found: Record) -> Study:

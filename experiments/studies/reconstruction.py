@@ -19,6 +19,7 @@ from experiments.studies.clients import initial, trained
 from experiments.studies.reconstructions import ATTACKS
 from experiments.studies.tampering import as_plain
 from experiments.studies.victims import Victims, drawn
+from experiments.table import Page
 from fl_core.errors import InputError, check_choice, check_number
 from fl_core.models import accuracy
 
@@ -147,5 +148,5 @@ class ReconstructionCases(Study):
     def figure(self, records: Sequence[Values], title: str) -> Figure:
         return reconstruction_figure.draw(records, title)
 
-    def table(self, records: Sequence[Values]) -> str:
+    def table(self, records: Sequence[Values]) -> Page:
         return reconstruction_figure.table(records)

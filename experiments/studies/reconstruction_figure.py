@@ -16,7 +16,8 @@ from attacks.pictures import match
 from attacks.reconstruction.base import Reconstruction
 from experiments.figures import BLUE, GREY, ORANGE, STYLE
 from experiments.studies.base import Values
-from experiments.studies.drawing import entry, markdown, number
+from experiments.studies.drawing import entry, number
+from experiments.table import Page, Table
 
 
 def aligned(found: Reconstruction, truth: Tensor) -> Tensor:
@@ -27,6 +28,7 @@ def aligned(found: Reconstruction, truth: Tensor) -> Tensor:
 
 
 def draw(records: Sequence[Values], title: str) -> Figure:
+    """Each case's PSNR beside its pictures."""
     count = len(records)
     with plt.style.context(STYLE):
         figure = plt.figure(figsize=(7.2, 0.9 + 0.62 * count), layout="constrained")
@@ -85,7 +87,7 @@ def _pictures(axes: Axes, records: Sequence[Values]) -> None:
     axes.set_title("true | recovered", loc="left")
 
 
-def table(records: Sequence[Values]) -> str:
+def table(records: Sequence[Values]) -> Page:
     """The attacks' numbers, then those of the blind guesses."""
     heads = [
         "case", "attack", "told", "victims", "PSNR, dB", "median", "best restart by the truth", "goal, dB", "reached",
@@ -111,10 +113,9 @@ def table(records: Sequence[Values]) -> str:
         models[f"{about['model']}, {'trained' if about.get('trained') else 'new'}"] = record["accuracy"]
     names = dict.fromkeys(row["by"] for row in records[0]["rows"] if row["by"].startswith("blind"))
     right = "\n".join(f"- {name}: {value:.3f}" for name, value in models.items())
-    return "\n\n".join(
-        [
-            markdown(heads, lines),
-            "PSNR of guesses that see no update, in dB:\n\n" + markdown(["case", *names], blind),
-            f"Accuracy of the models on the pool that victims come from:\n\n{right}",
-        ]
-    )
+    return [
+        Table(heads, lines),
+        "PSNR of guesses that see no update, in dB:",
+        Table(["case", *names], blind),
+        f"Accuracy of the models on the pool that victims come from:\n\n{right}",
+    ]

@@ -39,6 +39,7 @@ from experiments.studies.reconstruction_figure import aligned
 from experiments.studies.reconstructions import ATTACKS, blank
 from experiments.studies.tampering import as_plain
 from experiments.studies.victims import Victims, drawn, median_length
+from experiments.table import Page
 from fl_core.data import ImageSet
 from fl_core.errors import InputError, check_choice, check_number
 
@@ -221,5 +222,5 @@ class ReconstructionVsDefence(Study):
     def figure(self, records: Sequence[Values], title: str) -> Figure:
         return reconstruction_vs_defence_figure.draw(records, title)
 
-    def table(self, records: Sequence[Values]) -> str:
+    def table(self, records: Sequence[Values]) -> Page:
         return reconstruction_vs_defence_figure.table(records)

@@ -14,7 +14,8 @@ from matplotlib.ticker import NullLocator
 
 from experiments.figures import BLUE, GREEN, GREY, ORANGE, PURPLE, SKY, STYLE
 from experiments.studies.base import Values, rows
-from experiments.studies.drawing import entry, markdown, number, pictures
+from experiments.studies.drawing import entry, number, pictures
+from experiments.table import End, Page, Table
 
 LOOKS = ((BLUE, "o"), (ORANGE, "^"), (GREEN, "s"), (PURPLE, "D"), (SKY, "v"), ("#000000", "P"), ("#E69F00", "X"))
 PRIVATE = ("example DP", "client DP", "secure aggregation")
@@ -27,6 +28,7 @@ METRICS = (("psnr", "PSNR, dB"), ("identified", "pictures identified"), ("label_
 
 
 def draw(records: Sequence[Values], title: str) -> Figure:
+    """Each attack over the defences' ε, the defences without one as a map, and pictures."""
     attacks = list(dict.fromkeys(record["attack"] for record in records))
     plain = [point for point in defences(records) if point[2] is None]
     with plt.style.context(STYLE):
@@ -180,7 +182,7 @@ def _gallery(axes: Axes, records: Sequence[Values], attacks: Sequence[str]) -> N
         axes.text(-0.3 * step, line * step + height / 2, name, ha="right", va="center", fontsize=6)
 
 
-def table(records: Sequence[Values]) -> str:
+def table(records: Sequence[Values]) -> Page:
     """Pictures and labels that every attack found under every defence; then the guesses that see no update."""
     heads = [
         "defence",
@@ -210,7 +212,8 @@ def table(records: Sequence[Values]) -> str:
                     number(found["evaluations"]["value"]),
                 ]
             )  # fmt: skip
-    parts = [markdown(heads, lines)]
+    highest: dict[str, End] = dict.fromkeys(("PSNR, dB", "SSIM", "identified", "labels found"), "highest")
+    parts: list[str | Table] = [Table(heads, lines, highest, within=("defence",))]
     for alone in (True, False):
         defence = "none" if alone else "secure aggregation"
         blind = [row for row in rows(records, defence=defence, epsilon=None) if str(row["by"]).startswith("blind")]
@@ -218,9 +221,8 @@ def table(records: Sequence[Values]) -> str:
         guesses = dict.fromkeys(by for by, _ in named)
         body = [[by, *(entry(named.get((by, one))) for one in ("psnr", "ssim", "identified"))] for by in guesses]
         about = "a client" if alone else "a cohort"
-        parts.append(
-            f"Guesses that see no update, about {about}:\n\n" + markdown(["", "PSNR, dB", "SSIM", "identified"], body)
-        )
+        parts.append(f"Guesses that see no update, about {about}:")
+        parts.append(Table(["guess", "PSNR, dB", "SSIM", "identified"], body))
     failures = dict.fromkeys(
         f"- {called((one['defence'], one['strength'], one['epsilon']))}, {one['attack']}: {one['failure']}"
         for one in records
@@ -228,4 +230,4 @@ def table(records: Sequence[Values]) -> str:
     )
     if failures:
         parts.append("Not mounted:\n\n" + "\n".join(failures))
-    return "\n\n".join(parts)
+    return parts

@@ -14,7 +14,7 @@ from fnmatch import fnmatch
 from torch import Tensor
 
 from fl_core.algorithms.fedavg import FedAvg
-from fl_core.errors import InputError
+from fl_core.errors import InputError, check_list
 from fl_core.optimizers import SGD, Tree
 
 
@@ -27,6 +27,10 @@ class FedBN(FedAvg):
     """
 
     local_layers: Sequence[str] = ("*norm*", "*bn*")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_list("algorithm.local_layers", self.local_layers, "of patterns of variables' names, as in [*norm*]")
 
     def is_local(self, name: str) -> bool:
         return any(fnmatch(name, pattern) for pattern in self.local_layers)

@@ -12,6 +12,7 @@ import pytest
 
 from experiments.benchmarks import growth
 from experiments.benchmarks.growth import BY_NAME, LINES, MIB, assess, compare, exponent
+from experiments.figures import save
 from fl_core.errors import InputError
 
 
@@ -169,7 +170,7 @@ def test_table_has_a_row_for_every_point_and_every_verdict() -> None:
 @pytest.mark.parametrize("quick", [False, True])
 def test_figure_is_the_same_bytes_again(tmp_path: Path, quick: bool) -> None:
     for again in ("a", "b"):
-        growth.draw_growth(record(quick), tmp_path / again)
+        save(growth.figures(record(quick))["growth"], tmp_path / again, "growth")
     for name in ("growth.png", "growth.pdf"):
         assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
 

@@ -220,7 +220,7 @@ def test_what_does_not_decide_the_holdings_is_not_drawn_twice():
         (["clients=5000"], "only 1438 examples"),
         (["clients=0"], "clients is 0"),
         (["partition=shard"], "did you mean shards?"),
-        (["partition=iid,shard"], "Could not find 'partition/shard'"),
+        (["partition=iid,shard"], "partition has no option 'shard'"),
         (["partition.alpha=1"], "choose partition= one of dirichlet, iid, natural, quantity_skew, shards"),
         (["partition=dirichlet", "partition.alpha=1,-1"], "partition.alpha is -1"),
         (["partition=natural"], "partition=natural needs data that name their owners"),

@@ -6,7 +6,7 @@ import csv
 
 import pytest
 
-from experiments.table import Number, Table, as_csv, as_latex, as_markdown
+from experiments.table import Number, Table, as_csv, as_latex, as_markdown, page_csv, page_latex, page_markdown
 
 APART = [["a", Number(value=0.9, low=0.85, high=0.95)], ["b", Number(value=0.7, low=0.6, high=0.8)], ["c", "—"]]
 
@@ -19,6 +19,33 @@ def test_the_best_is_marked_only_where_intervals_separate():
     assert Table(heads=["attack", "AUC"], lines=APART[:1], best={"AUC": "highest"}).marked() == set()
     touching = [APART[0], ["b", Number(value=0.8, low=0.7, high=0.85)]]
     assert Table(heads=["attack", "AUC"], lines=touching, best={"AUC": "highest"}).marked() == set()
+
+
+def test_what_reads_the_same_is_not_marked():
+    lines = [["a", Number(value=0.99996, low=0.9999, high=1.0)], ["b", Number(value=0.9995, low=0.9994, high=0.9998)]]
+    assert Table(["attack", "SSIM"], lines, {"SSIM": "highest"}).marked() == set()
+    finer = [[name, Number(value=one.value, low=one.low, high=one.high, digits=5)] for name, one in lines]
+    assert Table(["attack", "SSIM"], finer, {"SSIM": "highest"}).marked() == {(0, 1)}
+
+
+def test_a_page_holds_text_and_tables_in_three_forms():
+    page = ["# A page", Table(["attack", "AUC"], APART), "and\nmore", Table(["x"], [["1"]])]
+    assert page_markdown(page).startswith("# A page\n\n| attack | AUC |")
+    assert page_latex(page).count(r"\begin{tabular}") == 2
+    assert "% and\n% more\n" in page_latex(page)
+    lines = list(csv.DictReader(page_csv(page).splitlines()))
+    assert [(line["table"], line["line"], line["column"]) for line in lines] == [
+        ("1", "1", "attack"), ("1", "1", "AUC"), ("1", "2", "attack"), ("1", "2", "AUC"), ("1", "3", "attack"),
+        ("1", "3", "AUC"), ("2", "1", "x"),
+    ]  # fmt: skip
+    assert (lines[1]["entry"], lines[1]["low"], lines[1]["high"]) == ("0.9", "0.85", "0.95")
+
+
+def test_small_and_large_numbers_keep_their_significant_digits():
+    shown = [
+        str(Number(value=value, digits=3, significant=True)) for value in (0.0, 1.2345, 0.00012, 1234567.0, 4321.0)
+    ]
+    assert shown == ["0", "1.23", "1.2·10^-4", "1.2·10^6", "4,321"]
 
 
 def test_lines_are_compared_within_their_group_alone():

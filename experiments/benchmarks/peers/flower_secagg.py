@@ -138,12 +138,12 @@ def play(clients: int, length: int, neighbours: int | None, threshold: float, lo
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="One secure aggregation by Flower.")
-    parser.add_argument("--clients", type=int, default=20)
-    parser.add_argument("--length", type=int, default=100_000)
+    parser.add_argument("--clients", type=int, default=20, help="of the cohort")
+    parser.add_argument("--length", type=int, default=100_000, help="words of a client's vector")
     parser.add_argument("--neighbours", type=int, help="with itself, an odd number (default: the complete graph)")
     parser.add_argument("--threshold", type=float, default=0.6, help="share of the shares that are needed")
     parser.add_argument("--lost", type=int, default=0, help="clients that drop out before they send their vectors")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seed", type=int, default=0, help="of the vectors")
     asked = parser.parse_args()
     print(json.dumps(play(asked.clients, asked.length, asked.neighbours, asked.threshold, asked.lost, asked.seed)))
 

@@ -79,6 +79,7 @@ def problem_of(request: Request) -> Problem:
 
 
 def synchronize(device: str) -> None:
+    """Wait until the device has done what it was given, so that a clock tells the truth."""
     if device.startswith("cuda"):
         torch.cuda.synchronize(device)
 

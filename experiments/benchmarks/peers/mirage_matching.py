@@ -18,6 +18,7 @@ from fl_core import lanes
 
 
 def attack_of(request: Request) -> GradientMatching:
+    """The attack with the request's settings, by the names that they have here."""
     cosine = request.measure == "cosine"
     return GradientMatching(
         restarts=request.restarts,

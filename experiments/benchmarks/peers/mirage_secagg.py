@@ -124,11 +124,11 @@ def _decoded(encoding: FixedPoint, total: Any, clients: int) -> Any:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="One secure aggregation by Mirage.")
-    parser.add_argument("--clients", type=int, default=20)
-    parser.add_argument("--length", type=int, default=100_000)
+    parser.add_argument("--clients", type=int, default=20, help="of the cohort")
+    parser.add_argument("--length", type=int, default=100_000, help="words of a client's vector")
     parser.add_argument("--sparse", action="store_true", help="the sparse graph (default: the complete one)")
     parser.add_argument("--lost", type=int, default=0, help="clients that drop out before they send their vectors")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seed", type=int, default=0, help="of the vectors")
     asked = parser.parse_args()
     print(json.dumps(play(asked.clients, asked.length, asked.sparse, asked.lost, asked.seed)))
 

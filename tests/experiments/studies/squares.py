@@ -14,6 +14,7 @@ import torch
 from matplotlib.figure import Figure
 
 from experiments.studies.base import Setting, Study, Values, rows
+from experiments.table import Page, Table
 from fl_core.errors import InputError, check_number
 from fl_core.seeds import generator
 
@@ -65,9 +66,9 @@ class Squares(Study):
         axes.set_title(title)
         return figure
 
-    def table(self, records: Sequence[Values]) -> str:
-        lines = [f"| {row['base']} | {row['value']:g} |" for row in rows(records, metric="square")]
-        return "\n".join(["| base | square |", "| --- | --- |", *lines])
+    def table(self, records: Sequence[Values]) -> Page:
+        squares = rows(records, metric="square")
+        return [Table(["base", "square"], [[str(row["base"]), f"{row['value']:g}"] for row in squares])]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -29,6 +29,7 @@ from experiments.studies.audit_canaries import (
 from experiments.studies.base import Performance, build, rows
 from experiments.studies.planted import Planted
 from experiments.sweep import resolved
+from experiments.table import page_markdown
 from fl_core.algorithms.fedavg import FedAvg
 from fl_core.architectures import MLP
 from fl_core.errors import InputError
@@ -184,7 +185,7 @@ def test_the_figure_and_the_table_show_every_point(records: list[dict]):
     study = ready("study.epsilons=[4,16]", "study.kinds=[blank,dirac]", "study.mechanisms=[dp_sgd]").study
     figure = study.figure(records, "a title")
     assert [axes.get_title(loc="left") for axes in figure.axes] == ["a  blank", "b  crafted gradient"]
-    page = study.table(records)
+    page = page_markdown(study.table(records))
     assert sum(line.startswith("| DP-SGD") for line in page.splitlines()) == len(records)
     assert set(audit_canaries_figure.LOOKS) == set(AUDITS)
     assert set(audit_canaries_figure.WORDS) == set(KINDS)

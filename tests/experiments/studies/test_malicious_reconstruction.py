@@ -12,6 +12,7 @@ from attacks.reconstruction.imprint import alone
 from attacks.reconstruction.loki import alone_in_time
 from experiments.studies.malicious_reconstruction_noticed import NOTICED
 from experiments.studies.malicious_reconstruction_scene import ATTACKS, DENSE, LOKI, SPARSE
+from experiments.table import page_markdown
 from fl_core.errors import InputError
 from tests.experiments.studies.test_malicious import made, measured, value
 
@@ -99,7 +100,7 @@ def test_the_figure_and_the_table_show_every_part(tmp_path: Path):
     figure.savefig(tmp_path / "figure.png")
     plt.close(figure)
     assert [axes.get_title(loc="left")[:1] for axes in figure.axes] == list("abcdefg")
-    table = performance.study.table(records)
+    table = page_markdown(performance.study.table(records))
     assert all(f"| {name} |" in table for name in (*ATTACKS, *NOTICED))
     assert "nan" not in table
     assert "None" not in table

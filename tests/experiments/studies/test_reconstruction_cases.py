@@ -11,6 +11,7 @@ from hydra.core.global_hydra import GlobalHydra
 
 from experiments.studies.base import Performance, build
 from experiments.sweep import resolved
+from experiments.table import page_markdown
 from fl_core.errors import InputError
 
 NET = "{model: Net, attack: iDLG, victims: 3, settings: {iterations: 250, restarts: 2}, goal: 40, of: median}"
@@ -49,7 +50,7 @@ def test_cases_are_measured_judged_and_drawn(tmp_path: Path):
     assert "3 local steps on one picture" in named[2]["psnr"]["knowledge"]
     # Two restarts of 250 at one gradient each; four of five at one; four of five at three local steps each.
     assert [one["evaluations"]["value"] for one in named] == [500, 20, 60]
-    numbers, *_ = ready.study.table(records).split("PSNR of guesses")
+    numbers, *_ = page_markdown(ready.study.table(records)).split("PSNR of guesses")
     lines = {line.split(" | ")[0]: line for line in numbers.splitlines()}
     assert " yes " in lines["| exact"]
     assert " no " in lines["| batch"]

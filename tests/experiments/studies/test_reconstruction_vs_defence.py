@@ -12,6 +12,7 @@ from scipy.stats import norm
 from experiments.studies.base import Performance, Values, build, rows
 from experiments.studies.reconstructions import ATTACKS
 from experiments.sweep import resolved
+from experiments.table import page_markdown
 from fl_core.errors import InputError
 
 TINY = [
@@ -96,7 +97,7 @@ def test_every_attack_has_the_same_budget_and_its_blind_guesses_beside_it(record
 def test_the_figure_and_the_table_show_every_attack_and_defence(
     ready: Performance, records: list[Values], tmp_path: Path
 ):
-    table = ready.study.table(records)
+    table = page_markdown(ready.study.table(records))
     for word in ("iDLG", "adaptive", "pruning 0.9", "signs", "Soteria 0.4", "client DP ε = 500", "blind (mean image)"):
         assert word in table
     ready.study.figure(records, "a title").savefig(tmp_path / "figure.png")

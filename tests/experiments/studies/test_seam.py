@@ -21,7 +21,7 @@ from fl_core.checkpoint import read_json, write_json
 TARGET = "tests.experiments.studies.squares"
 OURS = os.environ | {"PYTHONPATH": str(Path(__file__).parents[3])}  # where a program finds the study of these tests
 OUT = Path("results/squares")
-FILES = ("figure.png", "figure.pdf", "data.csv", "table.md")
+FILES = ("figure.png", "figure.pdf", "data.csv", "table.md", "table.tex", "table.csv")
 
 
 def squares(bases: Sequence[int] = (1, 2, 3), kind: str = "Squares", **more: object) -> list[str]:

@@ -1,0 +1,170 @@
+"""`python -m experiments.compare`: which rows meet, what is said of them, and what cannot be compared."""
+
+from __future__ import annotations
+
+import csv
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from experiments import compare
+from experiments.comparison import Comparison, read
+from experiments.comparison import compare as compared
+
+ANYTHING: dict[str, str | None] = {"metric": None, "attack": None, "group": None}
+
+
+def row(attack: str, epsilon: str, value: float | None, width: float = 0.02, **more: Any) -> dict[str, Any]:
+    about = {"variant": "", "epsilon": epsilon, "question": "membership", "attack": attack, "view": "released_model"}
+    number = {"value": value, "low": value and value - width, "high": value and value + width}
+    return about | {"group": "canary", "metric": "auc", "samples": "24 replicas, 8 members"} | number | more
+
+
+def sweep(folder: str, rows: list[dict[str, Any]], run: str, **config: Any) -> Path:
+    """A folder as a sweep writes it, with cells at ε = 8 and ∞."""
+    where = Path(folder)
+    where.mkdir()
+    cells = [{"epsilon": epsilon, "variant": "", "run": f"{run}{epsilon}", "revision": run, "hardware": {"cores": 2}}
+             for epsilon in ("8", "∞")]  # fmt: skip
+    manifest = {"cells": cells, "seed": 0, "versions": {"torch": "2.13"}, "config": {"name": folder} | config}
+    (where / "manifest.json").write_text(json.dumps(manifest))
+    with open(where / "table.csv", "w") as file:
+        writer = csv.DictWriter(file, list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+    return where
+
+
+def both(a: Path, b: Path, **only: str) -> Comparison:
+    return compared(read(a), read(b), ANYTHING | only)
+
+
+def call(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> None:
+    monkeypatch.setattr(sys, "argv", ["compare.py", *arguments])
+    compare.main()
+
+
+def test_rows_meet_by_what_was_measured_and_the_surest_difference_comes_first(here: Path):
+    a = sweep("a", [row("LiRA", "8.0", 0.6), row("LiRA", "inf", 0.9), row("RMIA", "8.0", 0.6)], "old")
+    b = sweep("b", [row("LiRA", "inf", 0.7), row("RMIA", "7.99999", 0.61), row("gap", "8", 0.5)], "new")
+    found = both(a, b)
+    assert [(one.key["attack"], one.key["epsilon"]) for one in found.pairs] == [("LiRA", "inf"), ("RMIA", "8")]
+    first, second = found.pairs
+    assert first.change is not None
+    assert first.change.value == pytest.approx(-0.2)
+    assert first.holm == pytest.approx(2 * (first.p or 0))
+    assert second.p is not None
+    assert second.p > 0.3
+    assert [line.key["attack"] for line in found.only_a] == ["LiRA"]
+    assert [line.key["attack"] for line in found.only_b] == ["gap"]
+    assert "Only in B: 1 rows (it alone has attack gap)." in compare.headline(found)
+
+
+def test_the_same_stored_run_is_not_tested_and_identical_results_are_said_to_be(here: Path, monkeypatch, capsys):
+    rows = [row("LiRA", "8.0", 0.6), row("LiRA", "inf", 0.9), row("gap", "inf", None)]
+    call(monkeypatch, str(sweep("a", rows, "same")), str(sweep("b", rows, "same")))
+    told = capsys.readouterr().out
+    assert "All of them have identical numbers." in told
+    assert "Not tested: 3 rows (the same stored run)." in told
+    found = both(Path("a"), sweep("c", rows, "another"))
+    assert [pair.p for pair in found.pairs] == [1.0, 1.0, None]
+
+
+def test_a_number_without_an_interval_is_listed_and_not_tested(here: Path):
+    bound = {"metric": "epsilon_lower_bound", "low": None, "high": None}
+    a = sweep("a", [row("audit", "8", 1.0, **bound), row("LiRA", "8", 0.6)], "old")
+    b = sweep("b", [row("audit", "8", 2.0, **bound), row("LiRA", "8", 0.6)], "new")
+    found = compare.table(both(a, b).pairs)
+    assert found.heads[:2] == ["attack", "metric"]  # what is the same in all rows is no column
+    assert found.lines[1] == ["audit", "epsilon_lower_bound", "1", "2", "1 (no interval)", "—", "—", "—"]
+
+
+def test_what_differs_around_the_numbers_is_named(here: Path, monkeypatch, capsys):
+    rows = [row("LiRA", "8.0", 0.6)]
+    a = sweep("a", rows, "old", rounds=3, model={"width": 8}, workers=1)
+    b = sweep("b", rows, "new", rounds=5, model={"width": 8}, workers=2)
+    call(monkeypatch, str(a), str(b))
+    told = capsys.readouterr().out
+    for line in ("rounds: 3 → 5", "workers (changes no result): 1 → 2", "revision: old → new"):
+        assert line in told.splitlines()
+    assert "width" not in told
+    assert "Both have the seed 0" in told
+
+
+def test_out_writes_every_row_and_significant_leaves_the_others_out(here: Path, monkeypatch, capsys):
+    a = sweep("a", [row("LiRA", "8.0", 0.6), row("RMIA", "8.0", 0.6), row("gap", "inf", 0.5)], "old")
+    b = sweep("b", [row("LiRA", "8.0", 0.8), row("RMIA", "8.0", 0.61)], "new")
+    call(monkeypatch, str(a), str(b), "--out", "c")
+    with open("c/table.csv") as file:
+        lines = list(csv.DictReader(file))
+    assert [(line["attack"], line["in"]) for line in lines] == [("LiRA", "both"), ("RMIA", "both"), ("gap", "a")]
+    assert float(lines[0]["difference_value"]) == pytest.approx(0.2)
+    page = Path("c/table.md").read_text()
+    assert "| LiRA | 0.6 [0.58, 0.62] | 0.8 [0.78, 0.82] | 0.2 [0.172, 0.228] |" in page
+    assert "| RMIA |" in page
+    call(monkeypatch, str(a), str(b), "--significant", "--out", "d")
+    assert "| RMIA |" not in Path("d/table.md").read_text()
+    assert "  c/table.md" in capsys.readouterr().out
+
+
+def test_one_attack_is_a_family_of_its_own(here: Path):
+    a = sweep("a", [row("LiRA", "8.0", 0.6), row("RMIA", "8.0", 0.6)], "old")
+    b = sweep("b", [row("LiRA", "8.0", 0.65), row("RMIA", "8.0", 0.6)], "new")
+    (alone,) = both(a, b, attack="LiRA").pairs
+    assert alone.holm == alone.p
+    assert both(a, b).pairs[0].holm == pytest.approx(2 * (alone.p or 0))
+
+
+def test_ignored_columns_let_two_epsilons_meet(here: Path):
+    a, b = sweep("a", [row("LiRA", "8.0", 0.6)], "old"), sweep("b", [row("LiRA", "inf", 0.9)], "new")
+    assert not both(a, b).pairs
+    assert len(compared(read(a), read(b), ANYTHING, ["epsilon"]).pairs) == 1
+
+
+def test_studies_meet_by_their_points(here: Path):
+    for name, shift in (("a", 0.0), ("b", 0.5)):
+        Path(name).mkdir()
+        points = [{"hash": f"{name}{step}", "point": {"step": step, "about": {"x": 1}}} for step in (1, 2)]
+        manifest = {"points": points, "seed": 0, "versions": {}, "config": {}}
+        Path(name, "manifest.json").write_text(json.dumps(manifest))
+        lines = [f"{step},psnr,{step + shift},{step - 0.1},{step + shift + 0.1},{shift}" for step in (1, 2)]
+        Path(name, "data.csv").write_text("\n".join(["step,metric,value,low,high,accuracy", *lines]))
+    found = both(Path("a"), Path("b"))
+    assert [(pair.a.run, pair.b.run) for pair in found.pairs] == [("a1", "b1"), ("a2", "b2")]
+    assert all(pair.change is not None and pair.change.value == 0.5 for pair in found.pairs)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["a", "nothing"], "nothing holds no manifest.json"),
+        (["a", "benchmark"], "benchmark/manifest.json is no sweep's and no study's"),
+        (["a", "empty"], "empty/table.csv is missing"),
+        (["a", "damaged"], "damaged/table.csv and manifest.json beside it do not belong together"),
+        (["a", "study"], "a is a sweep and study is a study"),
+        (["a", "a", "--metric", "acu"], "did you mean 'auc'?"),
+        (["a", "a", "--ignore", "epsilonn"], "did you mean 'epsilon'?"),
+        (["a", "a", "--ignore", "epsilon"], "a has two rows with question = membership, attack = LiRA"),
+    ],
+)
+def test_what_cannot_be_compared_is_one_line_with_exit_code_2(arguments, says, here: Path, monkeypatch, capsys):
+    sweep("a", [row("LiRA", "8", 0.6), row("LiRA", "inf", 0.6)], "old")
+    around: dict[str, Any] = {"seed": 0, "versions": {}, "config": {}}
+    manifests: dict[str, dict[str, Any]] = {"benchmark": {}, "empty": {"cells": []} | around}
+    manifests |= {"damaged": {"cells": []} | around, "study": {"points": []} | around}
+    for name, manifest in manifests.items():
+        Path(name).mkdir()
+        Path(name, "manifest.json").write_text(json.dumps(manifest))
+    Path("damaged/table.csv").write_text("value,low,high\nx,0,1\n")
+    Path("study/data.csv").write_text("metric,value,low,high\nauc,0.5,0,1\n")
+    with pytest.raises(SystemExit) as stopped:
+        call(monkeypatch, *arguments, "--out", "written")
+    assert stopped.value.code == 2
+    printed = capsys.readouterr()
+    assert says in printed.err
+    assert printed.err.count("\n") == 1
+    assert printed.out == ""
+    assert not Path("written").exists()
