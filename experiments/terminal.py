@@ -64,7 +64,8 @@ class Parser(argparse.ArgumentParser):
 def command() -> str:
     """The command line as the user would type it again."""
     spec = getattr(sys.modules["__main__"], "__spec__", None)
-    return shlex.join(["python", "-m", spec.name if spec else "experiments.run", *sys.argv[1:]])
+    module = spec.name.removesuffix(".__main__") if spec else "experiments.run"
+    return shlex.join(["python", "-m", module, *sys.argv[1:]])
 
 
 @contextmanager

@@ -22,6 +22,7 @@ from experiments.reproduce.base import BUDGETS, Reproduction, verdicts
 from experiments.studies import base
 from experiments.studies.base import Performance, build
 from experiments.studies.planted import CraftedGradients, numbered
+from experiments.table import page_markdown
 from fl_core.algorithms.fedavg import FedAvg
 from fl_core.architectures import MLP
 from fl_core.checkpoint import write_json
@@ -70,7 +71,7 @@ def test_the_smoke_budget_gives_every_published_number_a_verdict(name: str):
     assert all(line.verdict and line.why for line in lines if line.published)
     assert all(line.verdict != "not attempted" for line in lines if line.published and line.row)
     assert any(line.row for line in lines)
-    told = made.study.table(records)
+    told = page_markdown(made.study.table(records))
     assert all(one.what in told for one in made.study.published)
     assert made.study.figure(records, made.study.title).axes
 
