@@ -14,7 +14,7 @@ from experiments.reproduce import __main__ as command
 from experiments.reproduce import base, summary
 from experiments.reproduce.base import BUDGETS, Budget, Published, judge, verdict_table, verdicts
 from experiments.reproduce.idlg import ABSENT, LabelAccuracy
-from experiments.studies.base import build
+from experiments.studies.base import build, make_study
 from experiments.table import as_markdown
 from fl_core.errors import InputError
 
@@ -140,10 +140,11 @@ def test_each_states_its_source_its_protocol_and_three_budgets(name):
 @pytest.mark.parametrize("budget", BUDGETS)
 def test_each_budget_composes_and_builds(name, budget):
     config = command.configuration(name, REPRODUCTIONS[name], budget, Path("a folder"))
-    made = build(config)
-    assert isinstance(made.study, base.Reproduction)
-    assert made.points
+    study = make_study(config["study"])  # where files are read, the table's own tests bring them
+    assert isinstance(study, base.Reproduction)
+    assert study.points()
     if budget == "smoke":
+        assert build(config).points
         assert "a folder" not in json.dumps(config)
 
 
