@@ -44,7 +44,7 @@ ACCURACY = "test accuracy"
 def cell_of(setting: Setting, attacks: Mapping[str, Values], **changes: Any) -> Cell:
     """The cell of the configuration with these membership `attacks`, and fields of it `changes`; trains nothing."""
     config = setting.config | changes
-    around = {"name": "reproduce", "title": "", "study": None, "workers": 1, "debug": False}
+    around = {"name": "reproduce", "title": "", "study": None, "workers": 1, "debug": False, "tensorboard": None}
     processes = {"_target_": "experiments.executor.Processes", "retries": 2}
     asked = config["attack"] | {"membership": dict(attacks)}
     return build(
