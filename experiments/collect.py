@@ -110,14 +110,14 @@ def stored(folder: Path) -> dict[str, Any]:
     kept = {name: value for name, value in run.manifest.items() if name != "files"}
     try:
         leakage, (accuracy, _) = run.leakage(), history_of(store.RUNS / run.manifest["replicas"][0])
-        return {"manifest": kept, "accuracy": accuracy, "leakage": leakage, **_pictures(folder, leakage["vulnerable"])}
+        return {"manifest": kept, "accuracy": accuracy, "leakage": leakage, **_pictures(folder, leakage)}
     except (KeyError, TypeError, ValueError) as error:
         raise InputError(
             f"{folder} was written by another version of Mirage ({error}); delete it and run again"
         ) from None
 
 
-def _pictures(folder: Path, vulnerable: Mapping[str, list[dict[str, Any]]]) -> dict[str, Any]:
+def _pictures(folder: Path, leakage: Mapping[str, Any]) -> dict[str, Any]:
     """The pictures of a stored run: those of its probe round, and those that its headline attack finds best."""
     truth, _ = load_tensors(folder / "truth" / "truth.safetensors")
     shown: dict[str, Any] = {"probed": None, "exposed": None}
@@ -133,13 +133,21 @@ def _pictures(folder: Path, vulnerable: Mapping[str, list[dict[str, Any]]]) -> d
             "psnr": [None if lost else float(decibels) for lost, decibels in likeness],
         }
     if len(truth.get("vulnerable_images", ())):
-        ranked = next(iter(vulnerable.values()))
+        ranked = leakage["vulnerable"][first_ranked(leakage["rows"], leakage["vulnerable"])]
         shown["exposed"] = {
             "images": truth["vulnerable_images"].tolist(),
             "labels": truth["vulnerable_labels"].tolist(),
             "planted": [bool(truth["canary"][one["example"]]) for one in ranked],
         }
     return shown
+
+
+def first_ranked(rows: Sequence[Mapping[str, Any]], vulnerable: Mapping[str, Any]) -> str:
+    """The attack whose most vulnerable examples have pictures: the first of the configuration that was not refused.
+
+    JSON sorts `vulnerable` by name; rows keep the configuration's order.
+    """
+    return next(str(row["attack"]) for row in rows if row["attack"] in vulnerable)
 
 
 def _cell(cell: Mapping[str, Any]) -> CellResult:
@@ -178,23 +186,28 @@ def collect(folders: Sequence[Path]) -> list[CellResult]:
     return ordered([stored(folder) for folder in folders])
 
 
-def _variants(cells: Sequence[CellResult]) -> list[str]:
-    """What sets each cell apart from the others besides ε: the defence, by its name, and the fields that differ."""
+def differing(cells: Sequence[CellResult]) -> tuple[list[str], list[dict[str, Any]]]:
+    """The fields of the configuration in which cells differ, the defence's aside, and each cell's own, flat."""
     configs = [
         flat({name: value for name, value in cell.manifest["config"].items() if name not in (*FREE, "defense")})
         for cell in cells
     ]
-    names = dict.fromkeys(name for config in configs for name in config)
-    differing = [
+    names = [
         name
-        for name in names
+        for name in dict.fromkeys(name for config in configs for name in config)
         if not name.startswith("attack.membership.") and len({repr(config.get(name, "")) for config in configs}) > 1
     ]
+    return names, configs
+
+
+def _variants(cells: Sequence[CellResult]) -> list[str]:
+    """What sets each cell apart from the others besides ε: the defence, by its name, and the fields that differ."""
+    names, configs = differing(cells)
     defenses = [cell.facts["defense"] for cell in cells]
 
     def told(config: dict[str, Any], defense: str) -> str:
         parts = [defense] if len(set(defenses)) > 1 else []
-        return ", ".join(parts + [_in_words(name, config[name]) for name in differing if name in config])
+        return ", ".join(parts + [_in_words(name, config[name]) for name in names if name in config])
 
     return [told(config, defense) for config, defense in zip(configs, defenses, strict=True)]
 

@@ -2,7 +2,8 @@
 
 Nothing is trained. A sweep over what decides the holdings is drawn side by side:
 `python -m experiments.holdings partition=iid,dirichlet,shards,quantity_skew clients=10 name=partitions`.
-Writes results/<name>/who_holds_what.png, .pdf and .csv.
+Writes results/<name>/who_holds_what.png, .pdf and .csv, and the counts that they are drawn from, who_holds_what.json:
+`python -m experiments.paper` draws them again from those.
 """
 
 from __future__ import annotations
@@ -16,7 +17,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import matplotlib.pyplot as plt
 import numpy as np
 import torch
 from hydra import compose, initialize_config_module
@@ -26,16 +26,19 @@ from numpy.typing import NDArray
 from omegaconf import OmegaConf
 
 from experiments.configuration import flat
-from experiments.figures import encoded
+from experiments.figures import save
 from experiments.holdings_figure import Deal, draw
 from experiments.population import who_holds_what
 from experiments.store import RESULTS, check_place
 from experiments.sweep import expand, resolved
-from experiments.terminal import one_line_errors
-from fl_core.checkpoint import write_bytes, write_text
+from experiments.terminal import command, one_line_errors
+from fl_core.checkpoint import read_json, write_json
 from fl_core.data import class_number
 from fl_core.errors import InputError, check_list
 from fl_core.partition import NOBODY
+
+NAME = "who_holds_what"
+RECORD = f"{NAME}.json"
 
 DECIDING = ("data", "partition", "clients", "canaries", "rarity", "seed")
 """The fields of the configuration that say who holds what."""
@@ -126,15 +129,34 @@ def as_csv(deals: Sequence[Deal]) -> str:
     return text.getvalue()
 
 
-def write(configs: Sequence[Mapping[str, Any]], folder: Path) -> list[Deal]:
-    """Draw the configurations' holdings into `folder`, as who_holds_what.png, .pdf and .csv."""
+def write(configs: Sequence[Mapping[str, Any]], folder: Path, command: str = "") -> list[Deal]:
+    """Draw the configurations' holdings into `folder`, beside the counts that are drawn and the `command`."""
     made = deals(configs)
     figure = draw(made)
-    for kind in ("png", "pdf"):
-        write_bytes(folder / f"who_holds_what.{kind}", encoded(figure, kind))
-    plt.close(figure)
-    write_text(folder / "who_holds_what.csv", as_csv(made))
+    write_json(folder / RECORD, {"command": command, "deals": [_plain(one) for one in made]})
+    save(figure, folder, NAME, as_csv(made))
     return made
+
+
+def draw_again(folder: Path, out: Path) -> list[str]:
+    """The files of `folder` from its counts alone, into `out`; returns their names. InputError for damaged counts."""
+    try:
+        made = [deal_of(one) for one in read_json(folder / RECORD)["deals"]]
+    except (OSError, ValueError, KeyError, TypeError):
+        raise InputError(f"{folder / RECORD} is damaged; delete it and run experiments.holdings again") from None
+    return save(draw(made), out, NAME, as_csv(made))
+
+
+def _plain(one: Deal) -> dict[str, Any]:
+    return {name: value.tolist() if isinstance(value, np.ndarray) else value for name, value in vars(one).items()}
+
+
+def deal_of(kept: Mapping[str, Any]) -> Deal:
+    """A deal as `write` put it down."""
+    arrays = {name: np.array(kept[name], dtype=np.int64) for name in ("counts", "canaries", "nobody")}
+    lists = {name: tuple(kept[name]) for name in ("clients", "classes")}
+    rare = None if kept["rare"] is None else tuple(kept["rare"])
+    return Deal(**{"title": kept["title"], "detail": kept["detail"], "rare": rare, **lists, **arrays})
 
 
 def main() -> None:
@@ -146,7 +168,7 @@ def main() -> None:
         configs = configurations(overrides)
         check_place(configs[0]["name"])
         folder = RESULTS / str(configs[0]["name"])
-        for one in write(configs, folder):
+        for one in write(configs, folder, command()):
             print(f"{one.named()}: {one.sizes_in_words()}; {one.skew_in_words()}")
         print("Open:", *(f"  {folder}/who_holds_what.{kind}" for kind in ("png", "pdf", "csv")), sep="\n")
 

@@ -18,7 +18,7 @@ from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 from scipy.stats import hypergeom
 
-from experiments.figures import BLUE, ORANGE, SKY, STYLE
+from experiments.figures import BLUE, COLUMN, ORANGE, PAGE, SKY, STYLE
 from fl_core.errors import InputError
 
 MOST_PANELS = 12
@@ -28,7 +28,7 @@ MOST_NAMED = 20
 """More clients than this are ranked where bubbles do not fit; fewer keep their order and names."""
 
 # Inches. Below LEAST_SIDE a cell is too small to judge a bubble's area in it.
-PAGE, LEAST_SIDE, MOST_SIDE = 7.2, 0.1, 0.3
+LEAST_SIDE, MOST_SIDE = 0.1, 0.3
 TITLE, BARS, SPACE, BELOW, BETWEEN = 0.48, 0.6, 0.06, 0.34, 0.16
 LETTER = 0.056  # the width of a letter, about
 
@@ -171,7 +171,9 @@ class _Sheet:
         wide = self.left + self.across * self.width + BETWEEN * (self.across - 1) + self.right
         self.second_row = 0.2 if wide < 5 else 0.0
         legend = self.second_row + (max(0.2, self.side + 0.05) if self.bubbles else 0.28)
-        self.size = max(wide, 3.8), self.down * panel + legend
+        self.size = COLUMN if wide <= COLUMN else PAGE, self.down * panel + legend
+        self.margin = (self.size[0] - wide) / 2  # in the middle of the paper's column or page
+        self.left += self.margin
         self.figure = plt.figure(figsize=self.size)
         tallest = max(int(one.high.max()) for one in self.columns)
         for number, (deal, columns) in enumerate(zip(self.deals, self.columns, strict=True)):
@@ -205,7 +207,7 @@ class _Sheet:
 
     def _side_label(self, axes: Axes, text: str) -> None:
         axes.set_ylabel(text, va="top")
-        axes.yaxis.set_label_coords((0.04 - self.left) / self.width, 0.5)
+        axes.yaxis.set_label_coords((0.04 + self.margin - self.left) / self.width, 0.5)
 
     def _diameter(self, count: Any) -> Any:
         """A bubble's in points: its area is proportional to the count, and the largest fills its cell."""

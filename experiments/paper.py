@@ -14,7 +14,7 @@ import zlib
 from collections.abc import Sequence
 from pathlib import Path
 
-from experiments import record, sweep_paper
+from experiments import holdings, record, sweep_paper
 from experiments.benchmarks import page
 from experiments.store import RESULTS
 from experiments.studies import paper as study_paper
@@ -32,14 +32,19 @@ def draw(folder: Path, out: Path | None = None) -> list[str]:
     """
     if folder.name == BENCHMARKS:
         return [name for file in sorted(folder.glob("*.json")) for name in page.draw(file, out or folder)]
-    found = record.read(folder)
-    draw_it = sweep_paper.draw if found.cells else study_paper.draw
-    return draw_it(found, out or folder)
+    written: list[str] = []
+    holds = (folder / holdings.RECORD).is_file()
+    if (folder / record.FILE).is_file() or not holds:
+        found = record.read(folder)
+        draw_it = sweep_paper.draw if found.cells else study_paper.draw
+        written += draw_it(found, out or folder)
+    return written + (holdings.draw_again(folder, out or folder) if holds else [])
 
 
 def all_folders(root: Path = RESULTS) -> list[Path]:
-    """Every folder under `root` that holds a record or benchmarks, stored runs aside."""
-    found = {path.parent for path in root.rglob(record.FILE) if "runs" not in path.relative_to(root).parts}
+    """Every folder under `root` that holds a record, or who holds what, or benchmarks; stored runs aside."""
+    kept = (path for name in (record.FILE, holdings.RECORD) for path in root.rglob(name))
+    found = {path.parent for path in kept if "runs" not in path.relative_to(root).parts}
     return sorted(found | {path for path in [root / BENCHMARKS] if path.is_dir()})
 
 

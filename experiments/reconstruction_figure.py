@@ -15,10 +15,12 @@ from matplotlib.patches import Rectangle
 
 from attacks.pictures import EXACT_DB, failed
 from experiments.collect import CellResult
-from experiments.figures import STYLE, picture
+from experiments.figures import COLUMN, PAGE, STYLE, picture
 from fl_core.errors import InputError
 
 Pictures = np.ndarray[Any, Any]
+NARROW = 4
+"""Up to so many pictures beside each other fit into a column."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,7 +52,7 @@ def grid(lines: Sequence[Line], title: str, most: int = 8) -> Figure:
     count = min(most, max(len(line.pictures) for line in lines))
     with plt.style.context(STYLE):
         figure, axes = plt.subplots(
-            len(lines), count, figsize=(0.85 * count + 0.6, 1.02 * len(lines) + 0.3),
+            len(lines), count, figsize=(COLUMN if count <= NARROW else PAGE, 1.02 * len(lines) + 0.4),
             layout="constrained", squeeze=False,
         )  # fmt: skip
         for row, line in zip(axes, lines, strict=True):
@@ -95,7 +97,7 @@ def reconstructions(cells: Sequence[CellResult], title: str, most: int = 8) -> F
                 Line(title="true", pictures=shown.true, captions=[names[label] for label in shown.true_labels])
             )
         answers = zip(shown.psnr, shown.found_labels, shown.true_labels, strict=True)
-        words = [f"{caption(size)}, {names[mine]} {'✓' if mine == own else '✗'}" for size, mine, own in answers]
+        words = [f"{caption(size)}\n{names[mine]} {'✓' if mine == own else '✗'}" for size, mine, own in answers]
         lost = np.array([size is None for size in shown.psnr]).reshape(-1, 1, 1, 1)
         pictures = np.where(lost, np.nan, shown.found)
         lines.append(Line(title=f"ε = {cell.label()}", pictures=pictures, captions=words))

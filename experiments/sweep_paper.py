@@ -7,10 +7,16 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from matplotlib.figure import Figure
+
 from experiments import figures, record, store, tables
 from experiments.collect import CellResult, alarms, ordered, stored
+from experiments.field_figure import by_field
+from experiments.front_figure import front
+from experiments.leakage_figure import leakage_vs_epsilon
 from experiments.reconstruction_figure import reconstructions
 from experiments.record import Record
+from experiments.roc_figure import roc
 from experiments.store import RESULTS
 from experiments.table import page_latex, page_markdown
 from experiments.variants_figure import by_variant
@@ -24,6 +30,8 @@ SHOWN = (
     "roc.png",
     "reconstructions.png",
     "vulnerable.png",
+    "front.png",
+    "by_field.png",
     "by_view.png",
     "by_view_ordinary.png",
     "by_variant.png",
@@ -94,19 +102,29 @@ def _missing(failed: Sequence[Failed]) -> list[str]:
     return ["## Cells that failed", "\n".join(f"- `{one.cell}`: {one.error}" for one in failed)]
 
 
-def _figures(cells: Sequence[CellResult], out: Path, title: str) -> list[str]:
+def figures_of(cells: Sequence[CellResult], title: str) -> dict[str, Figure | None]:
+    """A sweep's figures by name, None for those that its cells do not call for."""
     varied = any(cell.variant for cell in cells)
-    drawn = {
-        "leakage_vs_epsilon": None if varied else figures.leakage_vs_epsilon(cells, title),
-        "roc": None if varied else figures.roc(cells, title),
+    field = by_field(cells, title)
+    # Over one ε alone, the figure by that field says all that those by view or variant would.
+    said = field is not None and len({cell.epsilon for cell in cells}) == 1
+    defended = len({(cell.facts["defense"], cell.epsilon) for cell in cells})
+    return {
+        "leakage_vs_epsilon": None if varied else leakage_vs_epsilon(cells, title),
+        "roc": None if varied else roc(cells, title),
+        "front": front(cells, title, attack=tables.headline_attack(cells)) if defended > 2 else None,
         "reconstructions": None if varied else reconstructions(cells, title),
         "vulnerable": None if varied else vulnerable(cells, title),
-        "by_view": by_view(cells, title, "canary"),
-        "by_view_ordinary": by_view(cells, title, "ordinary"),
-        "by_variant": by_variant(cells, title) if len(views_of(cells)) < 2 else None,
+        "by_field": field,
+        "by_view": None if said else by_view(cells, title, "canary"),
+        "by_view_ordinary": None if said else by_view(cells, title, "ordinary"),
+        "by_variant": None if said or len(views_of(cells)) > 1 else by_variant(cells, title),
     }
+
+
+def _figures(cells: Sequence[CellResult], out: Path, title: str) -> list[str]:
     written = []
-    for name, figure in drawn.items():
+    for name, figure in figures_of(cells, title).items():
         if figure is None:
             figures.remove(out, name)
         else:

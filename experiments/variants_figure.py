@@ -9,10 +9,9 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from experiments.collect import CellResult
-from experiments.figures import BLUE, GREEN, GREY, ORANGE, PURPLE, SKY, STYLE
+from experiments.figure_data import DECORATION
+from experiments.figures import COLUMN, PAGE, STYLE, looks_of
 from experiments.scoring import Row
-
-STYLES = ((BLUE, "o"), (ORANGE, "D"), (GREEN, "^"), (PURPLE, "s"), (SKY, "v"), ("#E69F00", "P"), ("black", "*"))
 
 
 def by_variant(cells: Sequence[CellResult], title: str) -> Figure | None:
@@ -21,22 +20,21 @@ def by_variant(cells: Sequence[CellResult], title: str) -> Figure | None:
         return None
     several = len({cell.epsilon for cell in cells}) > 1
     names = list(dict.fromkeys(name for cell in cells for name in cell.attacks()))
-    seeing = [name for name in names if not name.startswith("blind")]
-    ordered = [*seeing, *(name for name in names if name not in seeing)]
+    looks = looks_of(names)
     groups = [
         group for group in ("canary", "ordinary") if any(cell.row("membership", "auc", None, group) for cell in cells)
     ]
     panels = [(group, metric) for group in groups for metric in ("auc", "tpr")]
     fpr = cells[0].facts["fpr"]
-    words = {"canary": "canaries", "ordinary": "ordinary"}
-    height = 0.09 * len(ordered) * len(cells) + 0.12 * len(cells) + 1.6
+    words = {"canary": "Canaries", "ordinary": "Ordinary"}
+    height = 0.065 * len(looks) * len(cells) + 0.1 * len(cells) + 1.4
     with plt.style.context(STYLE):
         figure, axes = plt.subplots(
-            1, len(panels), figsize=(1.75 * len(panels) + 2.0, height), layout="constrained", squeeze=False, sharey=True
-        )
+            1, len(panels), figsize=(PAGE if len(panels) > 2 else COLUMN, height), layout="constrained", squeeze=False,
+            sharey=True,
+        )  # fmt: skip
         for axis, (group, metric) in zip(axes.flat, panels, strict=True):
-            for number, name in enumerate(ordered):
-                color, marker = STYLES[number % len(STYLES)] if name in seeing else (GREY, "x+1"[number % 3])
+            for number, (name, look) in enumerate(looks.items()):
                 rows: list[tuple[int, Row]] = [
                     (place, row)
                     for place, cell in enumerate(cells)
@@ -47,13 +45,13 @@ def by_variant(cells: Sequence[CellResult], title: str) -> Figure | None:
                 value, low, high = (
                     np.array([getattr(row, f) for _, row in rows], float) for f in ("value", "low", "high")
                 )
-                at = np.array([place for place, _ in rows]) + 0.8 * ((number + 0.5) / len(ordered) - 0.5)
+                at = np.array([place for place, _ in rows]) + 0.8 * ((number + 0.5) / len(looks) - 0.5)
                 axis.errorbar(
-                    value, at, xerr=np.maximum([value - low, high - value], 0), linestyle="none", color=color,
-                    marker=marker, markersize=3, label=name,
+                    value, at, xerr=np.maximum([value - low, high - value], 0), label=name, markersize=3,
+                    **look | {"linestyle": "none"},
                 )  # fmt: skip
             for place in range(1, len(cells)):
-                axis.axhline(place - 0.5, color="0.9", linewidth=0.6, zorder=0)
+                axis.axhline(place - 0.5, color="0.9", linewidth=0.6, zorder=0, label=DECORATION)
             axis.axvline(0.5 if metric == "auc" else fpr, color="0.7", linewidth=0.8, zorder=0)
             axis.set_xlabel("AUC" if metric == "auc" else f"TPR at {fpr:.3g} FPR")
             axis.set_title(words[group], loc="left")
@@ -64,6 +62,6 @@ def by_variant(cells: Sequence[CellResult], title: str) -> Figure | None:
         )
         first.set_ylim(len(cells) - 0.5, -0.5)
         handles, labels = first.get_legend_handles_labels()
-        figure.legend(handles, labels, loc="outside lower center", ncols=3)
+        figure.legend(handles, labels, loc="outside lower center", ncols=4 if len(panels) > 2 else 2)
         figure.suptitle(title)
     return figure

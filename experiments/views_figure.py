@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from textwrap import fill
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -11,11 +12,12 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from experiments.collect import CellResult
-from experiments.figures import BLUE, CEILING, GREEN, GREY, ORANGE, PURPLE, SKY, STYLE, line, mark_axis, positions
+from experiments.figures import CEILING, GREY, PAGE, STYLE, line, looks_of, mark_axis, positions
 from experiments.scoring import Row
 from fl_core.views import VIEWS
 
-STYLES = ((BLUE, "o"), (ORANGE, "D"), (GREEN, "^"), (PURPLE, "s"), (SKY, "v"), ("#E69F00", "P"), ("black", "*"))
+LETTERS = 72
+"""Of a heading, beside one another over all columns."""
 SPREAD = 0.56
 """Between the first and the last attack at one ε at most, in decades."""
 
@@ -45,15 +47,20 @@ def by_view(cells: Sequence[CellResult], title: str, group: str, metric: str = "
         return None
     with plt.style.context(STYLE):
         figure, axes = plt.subplots(
-            len(views), len(variants), figsize=(2.3 * len(variants) + 1.9, 1.75 * len(views) + 0.7),
-            layout="constrained", squeeze=False, sharey=True,
+            len(views), len(variants), figsize=(PAGE, 1.6 * len(views) + 0.7), layout="constrained", squeeze=False,
+            sharey=True,
         )  # fmt: skip
         for down, view in enumerate(views):
             names = list(dict.fromkeys(row.attack for row in rows if row.view == view))
             for across, variant in enumerate(variants):
                 panel = axes[down, across]
                 mine = [cell for cell in cells if cell.variant == variant]
-                mark_axis(panel, mine, WORDS[view] if across == 0 else "", title_of(variant) if down == 0 else "")
+                mark_axis(
+                    panel,
+                    mine,
+                    WORDS[view] if across == 0 else "",
+                    title_of(variant, len(variants)) if down == 0 else "",
+                )
                 _panel(panel, mine, view, names, group, metric)
                 at = positions(mine)[0]
                 panel.set_xlim(at.min() - 0.4, at.max() + 0.4)
@@ -76,37 +83,26 @@ def by_view(cells: Sequence[CellResult], title: str, group: str, metric: str = "
     return figure
 
 
-def title_of(variant: str) -> str:
-    """A variant as the head of a column, a line for each thing that it changes."""
-    return variant.replace(", ", ",\n")
+def title_of(variant: str, columns: int) -> str:
+    """A variant as the head of one of several columns, a line or more for each thing that it changes."""
+    return ",\n".join(fill(part, LETTERS // columns) for part in variant.split(", "))
 
 
 def _panel(panel: Axes, cells: Sequence[CellResult], view: str, names: Sequence[str], group: str, metric: str) -> None:
-    blind = [name for name in names if name.startswith("blind")]
-    seeing = [name for name in names if name not in blind]
     found = [_row(cell, name, group, metric) for cell in cells for name in names]
     if not any(row is not None and row.value is not None for row in found):
-        panel.text(
-            0.5,
-            0.5,
-            "refused:\nmasks hide\neach update",
-            ha="center",
-            va="center",
-            transform=panel.transAxes,
-            color=GREY,
-        )
+        words = "refused:\nmasks hide\neach update"
+        panel.text(0.5, 0.5, words, ha="center", va="center", transform=panel.transAxes, color=GREY)
         panel.set_facecolor("0.96")
         for bar in list(panel.lines):
             bar.remove()
         return
-    for number, name in enumerate([*seeing, *blind]):
-        color, marker = STYLES[number % len(STYLES)] if name in seeing else (GREY, "x+1"[blind.index(name) % 3])
+    for number, (name, look) in enumerate(looks_of(names).items()):
         apart = min(SPREAD / max(len(names) - 1, 1), 0.12)
         shift = apart * (number - (len(names) - 1) / 2)
-        style = "-" if name in seeing else ":"
         line(
             panel, cells, lambda cell, name=name: _row(cell, name, group, metric),  # type: ignore[misc]
-            color=color, marker=marker, linestyle=style, markersize=3, label=name, shift=shift,
+            markersize=3, label=name, shift=shift, **look,
         )  # fmt: skip
     panel.axhline(0.5 if metric == "auc" else cells[0].facts["fpr"], color="0.7", linewidth=0.8, zorder=0)
     allowed = [

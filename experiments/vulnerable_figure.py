@@ -8,7 +8,7 @@ import matplotlib.pyplot as plt
 from matplotlib.figure import Figure
 
 from experiments.collect import CellResult
-from experiments.figures import STYLE, picture
+from experiments.figures import PAGE, STYLE, picture
 from experiments.tables import headline_attack
 
 MOST = 8
@@ -26,7 +26,7 @@ def vulnerable(cells: Sequence[CellResult], title: str) -> Figure | None:
     names = cells[0].facts["classes"]
     with plt.style.context(STYLE):
         figure, axes = plt.subplots(
-            len(shown), MOST, figsize=(0.85 * MOST + 0.6, 1.02 * len(shown) + 0.5), layout="constrained", squeeze=False
+            len(shown), MOST, figsize=(PAGE, 1.05 * len(shown) + 0.6), layout="constrained", squeeze=False
         )
         for line, (cell, exposed) in enumerate(shown):
             ranked = cell.vulnerable[attack]
@@ -34,8 +34,8 @@ def vulnerable(cells: Sequence[CellResult], title: str) -> Figure | None:
                 if column >= len(ranked):
                     axes[line, column].set_visible(False)
                     continue
-                planted = ", canary" if exposed.planted[column] else ""
-                words = f"“{names[exposed.labels[column]]}”{planted}\n{ranked[column]['gap']:.1f}"
+                planted = "canary, " if exposed.planted[column] else ""
+                words = f"“{names[exposed.labels[column]]}”\n{planted}{ranked[column]['gap']:.1f}"
                 picture(axes[line, column], exposed.images[column], words)
             axes[line, 0].set_ylabel(f"ε = {cell.label()}")
         figure.suptitle(

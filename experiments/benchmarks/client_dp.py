@@ -28,7 +28,7 @@ from defenses.dp_fedavg import DPFedAvg
 from defenses.dp_fedavg_shares import DPFedAvgShares
 from defenses.dp_ftrl import DPFTRL
 from experiments.benchmarks import page
-from experiments.figures import BLUE, GREEN, GREY, ORANGE, PURPLE, STYLE
+from experiments.figures import BLUE, COLUMN, GREEN, GREY, ORANGE, PURPLE, STYLE
 from experiments.store import circumstances
 from experiments.terminal import Parser, one_line_errors
 from fl_core.algorithms.fedavg import FedAvg
@@ -183,7 +183,7 @@ def figures(record: dict[str, Any]) -> dict[str, Figure]:
 def draw(record: dict[str, Any]) -> Figure:
     """Accuracy against ε, a line a mechanism, with the range over replicas; the level without a defence."""
     with plt.style.context(STYLE):
-        figure, axes = plt.subplots(figsize=(4.6, 2.9), layout="constrained")
+        figure, axes = plt.subplots(figsize=(COLUMN, 3.0), layout="constrained")
         for mechanism, (words, view, style) in MECHANISMS.items():
             found = [one for one in record["points"] if one["mechanism"] == mechanism and one["accuracy"]]
             if not found:
@@ -203,7 +203,7 @@ def draw(record: dict[str, Any]) -> Figure:
         ticks = sorted({one["epsilon"] for one in record["points"] if one["epsilon"] is not None})
         axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
         axes.set(xlabel=f"ε for one client, δ = {record['delta']:g}", ylabel="test accuracy", ylim=(0, 1))
-        figure.legend(loc="outside lower center", ncols=1, fontsize=6.5)
+        figure.legend(loc="outside lower center", ncols=1)
     return figure
 
 
@@ -228,7 +228,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     command = f"python -m experiments.benchmarks.client_dp --train ... --test ... {options}"
     record = {**circumstances(torch.device("cpu")), "command": command, **measured}
     page.write(asked.out, "client_dp", record)
-    print(f"wrote {asked.out}/client_dp.json, .md, .png and .pdf")
+    print(f"wrote {asked.out}/client_dp.json, .md, .png, .pdf and .csv")
 
 
 if __name__ == "__main__":

@@ -22,6 +22,7 @@ from typing import Any
 
 import joblib
 import torch
+from torch import nn
 
 from defenses.accounting import epsilon_pld, epsilon_rdp
 from defenses.base import Defense
@@ -72,17 +73,23 @@ LEVELS = {
 def federation_of(train: str, test: str, name: str, seed: int, epochs: int) -> tuple[Federation, ImageSet]:
     """A federation of one client at a noise level, an epoch a round; and the test pictures."""
     pool, held_out = parquet(train, test_path=test)
-    federation = federate(
-        TutorialCNN(pool.shape, len(pool.classes)),
+    return one_client(TutorialCNN(pool.shape, len(pool.classes)), pool, LEVELS[name], seed, epochs), held_out
+
+
+def one_client(
+    model: nn.Module, pool: ImageSet, level: Level, run: int, epochs: int, batch: int = BATCH, steps: int = STEPS
+) -> Federation:
+    """A federation of one client who holds `pool`; a round is `steps` Poisson batches of `batch` on average."""
+    return federate(
+        model,
         pool,
         clients=1,
         rounds=epochs,
-        run=seed,
-        defense=LEVELS[name].defense,
-        algorithm=FedAvg(sampler=Poisson(batch_size=BATCH, local_steps=STEPS), lr=LEVELS[name].lr),
+        run=run,
+        defense=level.defense,
+        algorithm=FedAvg(sampler=Poisson(batch_size=batch, local_steps=steps), lr=level.lr),
         backend="loop",
     )
-    return federation, held_out
 
 
 def play(train: str, test: str, name: str, seed: int, epochs: int) -> dict[str, Any]:

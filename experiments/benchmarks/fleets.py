@@ -391,7 +391,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     command = f"python -m experiments.benchmarks.fleets {options}"
     record = {**circumstances(torch.device("cpu")), "command": command, **measure(study)}
     page.write(asked.out, "fleets", record)
-    print(f"wrote {asked.out}/fleets.json, .md, .png and .pdf")
+    print(f"wrote {asked.out}/fleets.json, .md, .png, .pdf and .csv")
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from experiments.figures import BLUE, GREEN, GREY, ORANGE, PURPLE, SKY, STYLE
+from experiments.figures import BLUE, GREEN, GREY, ORANGE, PAGE, PURPLE, SKY, STYLE
 
 STYLES: dict[str, dict[str, Any]] = {
     "synchronous": {"color": GREY, "linestyle": "-"},
@@ -45,7 +45,7 @@ def draw(record: dict[str, Any]) -> Figure:
     """Left the curves with bands over replicas; right each replica's seconds to the target, their mean and interval."""
     with plt.style.context(STYLE):
         figure, (left, right) = plt.subplots(
-            1, 2, figsize=(7.2, 2.7), layout="constrained", gridspec_kw={"width_ratios": (1.5, 1)}
+            1, 2, figsize=(PAGE, 2.7), layout="constrained", gridspec_kw={"width_ratios": (1.5, 1)}
         )
         _curves(left, record)
         _arrivals(right, record)
@@ -55,11 +55,15 @@ def draw(record: dict[str, Any]) -> Figure:
 def _curves(axes: Axes, record: dict[str, Any]) -> None:
     """Accuracies on a logarithmic scale of the error, since the fleets part where it is small."""
     target = record["study"]["target"]
-    for fleet in record["fleets"]:
+    for number, fleet in enumerate(record["fleets"]):
         seconds, (low, middle, high) = band(fleet["curves"])
         style = STYLES[fleet["name"]]
         axes.fill_between(seconds, low, high, color=style["color"], alpha=0.12, linewidth=0)
-        axes.plot(seconds, middle, **style, label=fleet["words"])
+        # A few markers, each curve's at places of its own, tell curves apart in grey.
+        every = (8 + 4 * number, 32)
+        axes.plot(
+            seconds, middle, **style, marker="oD^sv*"[number % 6], markersize=2.5, markevery=every, label=fleet["words"]
+        )
     axes.axhline(target, color="0.3", linewidth=0.6, zorder=0)
     axes.annotate(
         f"target {target:g}", (0, target), xycoords=("axes fraction", "data"), xytext=(2, 1.5),

@@ -379,7 +379,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     from experiments.benchmarks import page
 
     page.write(asked.out, "growth", record)
-    print(f"wrote growth.json, growth.md, growth.png and growth.pdf in {asked.out}")
+    print(f"wrote growth.json, .md, .png, .pdf and .csv in {asked.out}")
 
 
 def _point(asked: str) -> tuple[Line, int]:

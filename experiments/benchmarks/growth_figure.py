@@ -14,7 +14,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import NullFormatter
 
 from experiments.benchmarks.growth import PANELS, Panel, memory_of, seconds_of, x_of
-from experiments.figures import BLUE, GREY, ORANGE, STYLE
+from experiments.figures import BLUE, GREY, ORANGE, PAGE, STYLE
 
 SECONDS: dict[str, Any] = {"color": BLUE}
 MEMORY: dict[str, Any] = {"color": ORANGE, "linestyle": "--"}
@@ -29,7 +29,7 @@ MARKERS: tuple[dict[str, Any], ...] = (
 def draw(record: dict[str, Any]) -> Figure:
     """Four panels, both axes logarithmic: seconds on the left, memory on the right."""
     with plt.style.context(STYLE):
-        figure, grid = plt.subplots(2, 2, figsize=(7.2, 4.8), layout="constrained")
+        figure, grid = plt.subplots(2, 2, figsize=(PAGE, 4.8), layout="constrained")
         for letter, axes, (panel, words) in zip("abcd", grid.flat, PANELS.items(), strict=True):
             axes.set_title(f"{letter}  {words.title}", loc="left")
             _panel(axes, words, [line for line in record["lines"] if line["panel"] == panel])

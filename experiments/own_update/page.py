@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import io
 from collections.abc import Mapping
 from html import escape
 from typing import Any
@@ -11,48 +9,28 @@ from typing import Any
 import matplotlib.pyplot as plt
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
 from attacks.pictures import EXACT_DB
 from attacks.reconstruction.base import Reconstruction
 from experiments.figures import STYLE, encoded, picture
+from experiments.html.pictures import BASE, data_address, png
 from experiments.own_update.case import Case
 from experiments.own_update.options import Options
 from experiments.own_update.trust import SAME_DB, Scores, Trust
 
 STYLES = """
-:root { color-scheme: light dark; --ink: #1c1c1e; --soft: #6b6b70; --paper: #fbfaf7; --line: #dcd9d2; --bar: #b4532a; }
-@media (prefers-color-scheme: dark) {
-  :root { --ink: #ececee; --soft: #a0a0a6; --paper: #161618; --line: #35353a; --bar: #e08a5b; }
-}
-* { box-sizing: border-box; }
-body { margin: 0 auto; padding: 1.5rem 1rem 4rem; max-width: 46rem; background: var(--paper); color: var(--ink);
-  font: 1rem/1.55 system-ui, sans-serif; overflow-wrap: anywhere; }
-h1 { font-size: 1.5rem; line-height: 1.25; margin: 0 0 .5rem; text-wrap: balance; }
+body { padding: 1.5rem 1rem 4rem; max-width: 46rem; overflow-wrap: anywhere; }
 h2 { font-size: 1.05rem; margin: 2.2rem 0 .6rem; }
 .verdict { font-size: 1.1rem; }
 .pictures { display: grid; grid-template-columns: repeat(auto-fill, minmax(9rem, 1fr)); gap: 1rem; padding: 0; }
 .pairs { grid-template-columns: repeat(auto-fill, minmax(14rem, 1fr)); }
-figure { margin: 0; }
-figure img { width: 100%; display: block; border: 1px solid var(--line); image-rendering: pixelated; }
+figure img { border: 1px solid var(--line); }
 .pair { display: grid; grid-template-columns: 1fr 1fr; gap: 2px; }
-figcaption, .note { color: var(--soft); font-size: .85rem; }
-figcaption { margin-top: .3rem; }
-table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; }
-th, td { text-align: left; padding: .35rem .6rem .35rem 0; border-bottom: 1px solid var(--line); vertical-align: top; }
-th { font-weight: 600; } td.number, th.number { text-align: right; white-space: nowrap; }
-.bar { display: block; height: .5rem; background: var(--bar); min-width: 1px; margin-top: .45rem; }
+th, td { padding: .35rem .6rem .35rem 0; border-bottom: 1px solid var(--line); vertical-align: top; }
+.bar { margin-top: .45rem; }
 pre { white-space: pre-wrap; border: 1px solid var(--line); padding: .7rem; font-size: .8rem; }
 """
-
-
-def png(pixels: Tensor) -> bytes:
-    """A picture [channels, height, width] in [0, 1]; one of NaN comes out grey."""
-    values = (torch.nan_to_num(pixels, nan=0.5).clamp(0, 1) * 255).round().byte().permute(1, 2, 0).numpy()
-    buffer = io.BytesIO()
-    Image.fromarray(values[..., 0] if values.shape[2] == 1 else values).save(buffer, format="png")
-    return buffer.getvalue()
 
 
 def threat_model(options: Options, case: Case) -> str:
@@ -148,7 +126,8 @@ def page(
     return (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>{escape(options.folder.name)}: what one update gives away</title><style>{STYLES}</style></head>\n"
+        f"<title>{escape(options.folder.name)}: what one update gives away</title>"
+        f"<style>{BASE.read_text()}{STYLES}</style></head>\n"
         "<body>" + "\n".join(parts) + "</body></html>\n"
     )
 
@@ -170,8 +149,7 @@ def _figures(answer: Reconstruction, scored: Scores | None) -> list[str]:
 
 
 def _image(pixels: Tensor, words: str) -> str:
-    data = base64.b64encode(png(pixels)).decode()
-    return f'<img src="data:image/png;base64,{data}" alt="{escape(words)}">'
+    return f'<img src="{data_address(png(pixels))}" alt="{escape(words)}">'
 
 
 def _about_pictures(scored: Scores | None) -> str:

@@ -56,8 +56,8 @@ class Reproduction(Study):
 
     `measure` gives rows whose `metric` is the `what` of a published number, with `value`, `low`, `high` and `samples`;
     `differs` in a row says what sets it apart from the published protocol besides the budget, and `note` what else is
-    to be said. Rows of other metrics are shown without a verdict. `skipped` says of a published number why no budget
-    measures it.
+    to be said; `as_published` is true in a row that is the published one whatever the budget, such as a closed form.
+    Rows of other metrics are shown without a verdict. `skipped` says of a published number why no budget measures it.
     """
 
     budget: str
@@ -70,6 +70,11 @@ class Reproduction(Study):
 
     def __post_init__(self) -> None:
         check_choice("budget", self.budget, self.budgets)
+
+    def measured(self, records: Sequence[Values]) -> list[Values]:
+        """The rows that are judged. Here those of the points as they are; where points are seeds, a subclass puts them
+        together, and it may say in a row without a value why a number was not measured."""
+        return rows(records)
 
     def figure(self, records: Sequence[Values], title: str) -> Figure:
         """Each published number beside ours with its interval, one panel a unit."""
@@ -95,11 +100,18 @@ class Judged:
     row: Values | None
     verdict: Verdict | Literal[""]
     why: str
+    budget: str = ""
+    """How the budget differs from the published protocol, where that is why there is no other verdict."""
+
+    @property
+    def in_full(self) -> str:
+        """Why, with what is said of the budget as a whole."""
+        return "; ".join(part for part in (self.budget, self.why) if part)
 
 
 def verdicts(study: Reproduction, records: Sequence[Values]) -> list[Judged]:
     """A line for each published number, in the paper's order, then what was measured beside them."""
-    measured = rows(records)
+    measured = study.measured(records)
     named = {one.what: one for one in study.published}
     lines = []
     for one in study.published:
@@ -118,11 +130,13 @@ def verdicts(study: Reproduction, records: Sequence[Values]) -> list[Judged]:
 def judge(published: Published, row: Values, budget: Budget) -> Judged:
     """Matched where the published number, give or take its tolerance, lies in our interval, or ours is beyond it in the
     claim's sense; scaled down, and neither, where the protocol differs."""
-    differs = "; ".join(part for part in (budget.differs, row.get("differs", "")) if part)
-    note = row.get("note", "")
-    if differs:
-        why = "; ".join(part for part in (differs, note) if part)
-        return Judged(what=published.what, published=published, row=row, verdict="scaled down", why=why)
+    of_budget = "" if row.get("as_published") else budget.differs
+    of_row, note = row.get("differs", ""), row.get("note", "")
+    if of_budget or of_row:
+        why = "; ".join(part for part in (of_row, note) if part)
+        return Judged(
+            what=published.what, published=published, row=row, verdict="scaled down", why=why, budget=of_budget
+        )
     low, high = (row["value"] if row.get(end) is None else row[end] for end in ("low", "high"))
     least, most = published.value - published.tolerance, published.value + published.tolerance
     reached = {
@@ -134,8 +148,8 @@ def judge(published: Published, row: Values, budget: Budget) -> Judged:
     return Judged(what=published.what, published=published, row=row, verdict=verdict, why=note)
 
 
-def verdict_table(lines: Sequence[Judged]) -> Table:
-    """What, the paper's number, ours with its interval, the verdict, and why."""
+def verdict_table(lines: Sequence[Judged], in_full: bool = False) -> Table:
+    """What, the paper's number, ours with its interval, the verdict, and why; `in_full` with the budget's part."""
 
     def theirs(one: Published | None) -> str:
         if one is None:
@@ -152,7 +166,8 @@ def verdict_table(lines: Sequence[Judged]) -> Table:
 
     heads = ["number", "published", "ours", "of", "verdict", "why"]
     body: list[list[Entry]] = [
-        [line.what, theirs(line.published), ours(line), (line.row or {}).get("samples", "—"), line.verdict, line.why]
+        [line.what, theirs(line.published), ours(line), (line.row or {}).get("samples", "—"), line.verdict]
+        + [line.in_full if in_full else line.why]
         for line in lines
     ]
     return Table(heads=heads, lines=body)

@@ -137,7 +137,7 @@ class RobbingTheFed(Reproduction):
             rows = drawn(victims, self.batch, setting.seed, trial)
             pictures = victims.images[rows]
             found = scene.recovered(scene.read(scene.summed([[rows]], lr=1.0), 1), pictures) >= RECOVERED
-            shares[:, trial] = np.logical_and(found, scene.alone(pictures)).mean(), found.mean()
+            shares[:, trial] = (found & scene.alone(pictures).astype(bool)).mean(), found.mean()
         about = {"samples": f"{self.trials} batches of {self.batch}"}
         return {
             "rows": [

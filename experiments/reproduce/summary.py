@@ -37,7 +37,7 @@ def write(folder: Path, out: Path | None = None) -> Path:
     told = ", ".join(
         f"{counts[verdict]} {verdict}" for verdict in ("matched", "missed", "scaled down", "not attempted")
     )
-    table = verdict_table([line for _, line in everything])
+    table = verdict_table([line for _, line in everything], in_full=True)
     named = Table(
         heads=["reproduction", *table.heads],
         lines=[[name, *line] for (name, _), line in zip(everything, table.lines, strict=True)],

@@ -11,7 +11,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedFormatter, FixedLocator, NullLocator
 
-from experiments.figures import BLUE, GREEN, GREY, ORANGE, PURPLE, STYLE
+from experiments.figure_data import DECORATION
+from experiments.figures import BLUE, GREEN, GREY, ORANGE, PAGE, PURPLE, STYLE
 from experiments.studies.base import Values, rows
 from experiments.table import Entry, Page, Table
 
@@ -41,7 +42,7 @@ def draw(records: Sequence[Values], title: str) -> Figure:
     kinds = [name for name in WORDS if any(one["kind"] == name for one in found)]
     with plt.style.context(STYLE):
         figure, grid = plt.subplots(
-            len(mechanisms), len(kinds), figsize=(1.85 * len(kinds) + 0.3, 1.75 * len(mechanisms) + 0.9),
+            len(mechanisms), len(kinds), figsize=(PAGE, 1.75 * len(mechanisms) + 0.9),
             sharex=True, sharey=True, squeeze=False, layout="constrained",
         )  # fmt: skip
         for row, mechanism in enumerate(mechanisms):
@@ -66,16 +67,17 @@ def _panel(axes: Axes, found: Sequence[Values]) -> None:
     axes.set(xscale="log", yscale="symlog", xlim=ends, ylim=(0, 1.3 * ticks[-1]))
     axes.set_yscale("symlog", linthresh=0.5)
     axes.plot(ends, ends, color="black", linewidth=0.8, label="accountant")
-    axes.fill_between(ends, ends, 100 * ticks[-1], color="0.94", linewidth=0, zorder=0)
+    axes.fill_between(ends, ends, 100 * ticks[-1], color="0.94", linewidth=0, zorder=0, label=DECORATION)
     for number, (name, look) in enumerate(LOOKS.items()):
         mine = sorted((one for one in found if one["auditor"] == name), key=lambda one: float(one["epsilon"]))
         # Side by side: where nothing is shown all of them lie at 0.
         at = np.array([one["epsilon"] for one in mine]) * 1.06 ** (number - 2)
         axes.plot(at, [one["value"] for one in mine], markersize=3.2, linewidth=0.9, label=name, clip_on=False, **look)
         if name in ("two worlds", "one run") and mine:
-            label = "most that two worlds / one run can show" if name == "two worlds" else None
+            stroke = ":" if name == "two worlds" else (0, (4, 1, 1, 1, 1, 1))
+            most = [one["ceiling"] for one in mine]
             axes.plot(
-                at, [one["ceiling"] for one in mine], color=look["color"], linestyle=":", linewidth=0.8, label=label
+                at, most, color=look["color"], linestyle=stroke, linewidth=0.8, label=f"most that {name} can show"
             )
     axes.xaxis.set_major_locator(FixedLocator(ticks))
     axes.xaxis.set_major_formatter(FixedFormatter([f"{tick:g}" for tick in ticks]))

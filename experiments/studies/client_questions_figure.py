@@ -12,7 +12,8 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import NullLocator
 
-from experiments.figures import BLUE, CEILING, GREEN, GREY, ORANGE, PURPLE, STYLE
+from experiments.figure_data import DECORATION
+from experiments.figures import BLUE, CEILING, GREEN, GREY, ORANGE, PAGE, PURPLE, STYLE
 from experiments.studies.base import Values, rows
 from experiments.studies.panels import marks
 
@@ -58,14 +59,17 @@ SOURCE = (
 )
 HELD = (
     *(
-        Shown(f"{words}, {how}", f"{attack}, {reads}", view, knowledge, line, bool(line != "-"), marker, unit, only)
-        for words, reads, view, knowledge in (
-            ("server", "update", "server", "each client"), ("sums", "sum", "secure_server", "the cohort"),
+        Shown(
+            f"{words}, {how}", f"{attack}, {reads}", view, knowledge, line, bool(line != "-"),
+            apart if unit == "client" else None, unit, only,
         )
-        for how, attack, line, marker, unit, only in (
-            ("regression", "output layer regression", "-", None, "example", None),
-            ("counts", "label counts", "--", None, "example", "clients"),
-            ("ε for a client", "output layer regression", ":", "v", "client", "epsilon"),
+        for words, reads, view, knowledge, apart in (
+            ("server", "update", "server", "each client", "v"), ("sums", "sum", "secure_server", "the cohort", "<"),
+        )
+        for how, attack, line, unit, only in (
+            ("regression", "output layer regression", "-", "example", None),
+            ("counts", "label counts", "--", "example", "clients"),
+            ("ε for a client", "output layer regression", ":", "client", "epsilon"),
         )
     ),
     Shown("blind: mean, client", "blind (mean share)", "none", "each client", ":"),
@@ -81,7 +85,7 @@ EXISTENCE = (
     Shown("blind: nearest public", "blind (nearest public)", "none", "rare record", ":"),
 )
 COLUMNS: dict[str, tuple[str, str, tuple[float, float], Sequence[Shown]]] = {
-    "participation": ("Did this client take part?", "AUC", (0.4, 1.03), PARTICIPATION),
+    "participation": ("Did it take part?", "AUC", (0.4, 1.03), PARTICIPATION),
     "source": ("Whose is it?", "share named rightly", (0.0, 1.03), SOURCE),
     "properties": ("What do they hold?", "error of class shares", (0.0, 0.72), HELD),
     "existence": ("Does it exist?", "AUC", (0.3, 1.03), EXISTENCE),
@@ -93,7 +97,7 @@ def draw(records: Sequence[Values], title: str) -> Figure:
     """A column a question, a row for each thing that is varied."""
     asked = [question for question in COLUMNS if any(record["question"] == question for record in records)]
     with plt.style.context(STYLE):
-        size = 1.85 * len(asked), 4.9
+        size = PAGE, 4.9
         figure, grid = plt.subplots(2, len(asked), figsize=size, layout="constrained", squeeze=False)
         for column, question in enumerate(asked):
             heading, ylabel, limits, lines = COLUMNS[question]
@@ -108,7 +112,7 @@ def draw(records: Sequence[Values], title: str) -> Figure:
             order = [line.label for line in lines]
             grid[1, column].legend(
                 handles=sorted(handles.values(), key=lambda one: (order + [one.get_label()]).index(one.get_label())),
-                fontsize=5.4, loc="upper center", bbox_to_anchor=(0.44, -0.27), borderaxespad=0.0, handlelength=2.6,
+                loc="upper center", bbox_to_anchor=(0.4, -0.27), borderaxespad=0.0, handlelength=2.6,
                 labelspacing=0.3,
             )  # fmt: skip
         figure.suptitle(f"{title}: without a defence (above), and by ε (below)")
@@ -129,7 +133,7 @@ def _panel(axes: Axes, records: Sequence[Values], lines: Sequence[Shown], over: 
         units = {record["unit"] for record in noisy}
         whose = {("client",): " for a client", ("example",): " for an example"}.get(tuple(units), "")
         axes.set_xlabel(f"ε{whose}, {' or '.join(map(str, sorted(at)))} clients")
-        axes.axvline(len(epsilons) - 0.5, color="0.9", linewidth=3, zorder=0)
+        axes.axvline(len(epsilons) - 0.5, color="0.9", linewidth=3, zorder=0, label=DECORATION)
     else:
         counts = sorted({record["clients"] for record in shown})
         places = {count: place for place, count in enumerate(counts)}
@@ -150,9 +154,9 @@ def _panel(axes: Axes, records: Sequence[Values], lines: Sequence[Shown], over: 
         color, marker = COLORS[line.view], line.marker or MARKERS[line.view]
         look: dict[str, Any] = {"markerfacecolor": "white" if line.hollow else None, "linewidth": 0.9}
         joined = sorted(found.values(), key=lambda row: row["at"])
-        marks(axes, joined, "at", color=color, marker=marker, linestyle=line.linestyle, **look)
         if apart is not None and line.only is None:
-            marks(axes, [apart], "at", color=color, marker=marker, **look)
+            joined += [apart | dict.fromkeys(("at", "value", "low", "high")), apart]  # not joined: a gap before it
+        marks(axes, joined, "at", color=color, marker=marker, linestyle=line.linestyle, label=line.label, **look)
         look |= {"marker": marker, "markersize": 3.2, "linestyle": line.linestyle}
         handles.append(Line2D([], [], color=color, label=line.label, **look))
     return handles + _references(axes, shown, places, over)
@@ -170,7 +174,7 @@ def _references(axes: Axes, records: Sequence[Values], places: dict[Any, int], o
     ceilings = {places[row[over]]: row["ceiling"] for row in rows(records) if row["ceiling"] is not None}
     if ceilings:
         at = sorted(ceilings)
-        axes.plot(at, [ceilings[one] for one in at], color="black", **CEILING)
+        axes.plot(at, [ceilings[one] for one in at], color="black", gid="ceiling", **CEILING)
         noisy = [row for row in rows(records) if row["epsilon"] is not None]
         bare = any(row["ceiling"] is None for row in noisy if row["view"] == "secure_server")
         words = "ceiling for who sees models" if bare else "ceiling that ε allows"

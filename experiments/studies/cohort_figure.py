@@ -12,7 +12,7 @@ from matplotlib.figure import Figure, SubFigure
 from matplotlib.lines import Line2D
 
 from attacks.pictures import EXACT_DB
-from experiments.figures import BLUE, GREEN, GREY, ORANGE, PURPLE, SKY, STYLE
+from experiments.figures import BLUE, GREEN, GREY, ORANGE, PAGE, PURPLE, SKY, STYLE
 from experiments.studies.base import Values, rows
 from experiments.studies.cohort_membership import EXACT, PUBLIC
 from experiments.studies.panels import below, marks
@@ -24,7 +24,7 @@ MARKERS = ("o", "s", "^", "D", "v", "P")
 def draw(records: Sequence[Values], title: str, fpr: float) -> Figure:
     """Six panels over the cohort's size, and below them what the attacker makes of a sum of pictures."""
     with plt.style.context(STYLE):
-        figure = plt.figure(figsize=(7.2, 7.3), layout="constrained")
+        figure = plt.figure(figsize=(PAGE, 7.3), layout="constrained")
         top, strip = figure.subfigures(2, 1, squeeze=False, height_ratios=(5.75, 1.35)).flat
         known, attacks, settings, noise, few, pictures = top.subplots(2, 3).flat
         _known(known, records)
@@ -65,7 +65,7 @@ def _known(axes: Axes, records: Sequence[Values]) -> None:
             color, marker = COLORS[number], MARKERS[number]
             label = f"d = {dimension}, {words}"
             marks(axes, found, "cohort", color=color, marker=marker, label=label, markerfacecolor=face)
-            predicted(axes, found, color, linestyle=line)
+            predicted(axes, found, color, linestyle=line, gid=f"{label}, predicted")
     below(axes, 2)
 
 
@@ -86,7 +86,7 @@ def _attacks(axes: Axes, records: Sequence[Values]) -> None:
         found = rows(records, **about, attack=attack, knowledge=knowledge)
         face = "white" if attack == "cosine" else None
         marks(axes, found, "cohort", color=color, marker=marker, label=words, markerfacecolor=face)
-        predicted(axes, found, color)
+        predicted(axes, found, color, gid=f"{words}, predicted")
     below(axes)
 
 
@@ -101,24 +101,25 @@ def _settings(axes: Axes, records: Sequence[Values]) -> None:
         more = f", {steps} steps" if steps > 1 else ""
         label = f"{words}, {model} model{more}"
         marks(axes, found, "cohort", color=color, marker=marker, label=label)
-        predicted(axes, found, color)
+        predicted(axes, found, color, gid=f"{label}, predicted")
     below(axes)
 
 
 def _noise(axes: Axes, records: Sequence[Values], metric: str, title: str, ylabel: str) -> None:
     _frame(axes, title, ylabel, low=0.45 if metric == "auc" else -0.02)
     plain = rows(records, kind="noise", epsilon=None, metric=metric)
-    marks(axes, plain, "cohort", color="black", marker="x")
-    predicted(axes, plain, "black")
+    marks(axes, plain, "cohort", color="black", marker="x", gid="masks alone")
+    predicted(axes, plain, "black", gid="masks alone, predicted")
     epsilons = sorted({row["epsilon"] for row in rows(records, kind="noise") if row["epsilon"] is not None})
-    for epsilon, color, marker in zip(epsilons, (BLUE, GREEN, ORANGE), MARKERS, strict=False):
+    for number, (epsilon, color, marker) in enumerate(zip(epsilons, (BLUE, GREEN, ORANGE), MARKERS, strict=False)):
         for view, line, face in (("server", "--", "white"), ("secure_server", "-", None)):
             found = rows(records, kind="noise", epsilon=epsilon, view=view, metric=metric)
-            marks(axes, found, "cohort", color=color, marker=marker, markerfacecolor=face)
-            predicted(axes, found, color, linestyle=line)
+            words = f"ε = {epsilon:g}, {view.replace('_', ' ')}"
+            marks(axes, found, "cohort", color=color, marker=marker, markerfacecolor=face, gid=words)
+            predicted(axes, found, color, linestyle=line, gid=f"{words}, predicted")
         axes.plot(
             [found[0]["cohort"], found[-1]["cohort"]], [found[0]["ceiling"]] * 2,
-            color=color, linestyle=(0, (1, 1.5)), linewidth=0.9,
+            color=color, linestyle=(0, (1, 1 + number)), linewidth=0.9, gid=f"ceiling of ε = {epsilon:g}",
         )  # fmt: skip
     handles = [Line2D([], [], color="black", marker="x", markersize=3.2, linewidth=0.9, label="masks alone")]
     handles += [
@@ -160,7 +161,7 @@ def _pictures(axes: Axes, records: Sequence[Values]) -> None:
         found = rows(records, **about, **fields)
         marks(axes, found, "cohort", color=color, marker=marker, label=words, linestyle=line)
     axes.axhline(EXACT_DB, color="0.75", linewidth=0.8, zorder=0)
-    axes.text(1, EXACT_DB + 2, "exact", fontsize=5.5, color="0.4")
+    axes.text(1, EXACT_DB + 2, "exact", fontsize=6, color="0.4")
     axes.set_ylim(0, 112)
     below(axes)
 

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import NullLocator
 
-from experiments.figures import BLUE, GREEN, GREY, ORANGE, PURPLE, SKY, STYLE
+from experiments.figures import BLUE, GREEN, GREY, ORANGE, PAGE, PURPLE, SKY, STYLE
 from experiments.studies.base import Values, rows
 from experiments.studies.panels import below, marks
 
@@ -33,7 +33,7 @@ def draw(records: Sequence[Values], title: str) -> Figure:
     """What cohorts tell apart, and how far off the solved updates are, over the number of rounds."""
     lengths = sorted({row["rounds"] for row in rows(records)})
     with plt.style.context(STYLE):
-        figure, grid = plt.subplots(2, 3, figsize=(7.2, 5.9), layout="constrained")
+        figure, grid = plt.subplots(2, 3, figsize=(PAGE, 5.9), layout="constrained")
         resolved, still, drifting, early, regimes, noisy = grid.flat
         _schemes(resolved, records, "resolution", regime="still", epsilon=None)
         _frame(resolved, "a  What cohorts tell apart", "resolved share of an update", lengths)
@@ -46,7 +46,7 @@ def draw(records: Sequence[Values], title: str) -> Figure:
             axes.set_yscale("log")
             axes.axhline(1, color="0.75", linewidth=0.8, zorder=0)
         _membership(early, records)
-        _frame(early, "d  Membership, new model, slow steps", "AUC", lengths)
+        _frame(early, "d  Membership, slow steps", "AUC", lengths)
         _by_regime(regimes, records, "auc", source="recovered")
         _frame(regimes, "e  Membership, cohorts drawn anew", "AUC", lengths)
         _noise(noisy, records)
@@ -93,7 +93,8 @@ def _by_regime(axes: Axes, records: Sequence[Values], metric: str, **wanted: Any
         if metric == "auc":
             bare = rows(records, metric=metric, **about, source="sums")
             axes.plot([row["rounds"] for row in bare], [row["value"] for row in bare], color=color, linestyle=":",
-                      linewidth=0.9)  # fmt: skip
+                      marker=marker, markersize=2.5, markerfacecolor="white", linewidth=0.9,
+                      gid=f"{words}, from the sums")  # fmt: skip
     below(axes)
 
 
@@ -114,7 +115,9 @@ def _noise(axes: Axes, records: Sequence[Values]) -> None:
     handles: list[Line2D] = []
     noisy = [record for record in records if record["epsilon"] is not None]
     epsilons = sorted({record["epsilon"] for record in noisy})
-    for epsilon, color, marker in zip(epsilons, (BLUE, ORANGE, PURPLE), ("o", "^", "D"), strict=False):
+    for number, (epsilon, color, marker) in enumerate(
+        zip(epsilons, (BLUE, ORANGE, PURPLE), ("o", "^", "D"), strict=False)
+    ):
         for scheme, source, line, face in (
             ("uniform", "recovered", "-", None),
             ("batches", "recovered", "--", None),
@@ -122,9 +125,13 @@ def _noise(axes: Axes, records: Sequence[Values]) -> None:
         ):
             found = rows(noisy, epsilon=epsilon, scheme=scheme, source=source, metric="auc")
             if found:
-                _line(axes, found, color, marker, "", linestyle=line, markerfacecolor=face)
+                words = f"ε = {epsilon:g}, {scheme}, {source}"
+                _line(axes, found, color, marker, "", linestyle=line, markerfacecolor=face, gid=words)
         ceiling = next(record["ceiling"] for record in noisy if record["epsilon"] == epsilon)
-        axes.axhline(ceiling, color=color, linestyle=(0, (1, 1.5)), linewidth=0.8, zorder=0)
+        axes.axhline(
+            ceiling, color=color, linestyle=(0, (1, 1 + number)), linewidth=0.8, zorder=0,
+            gid=f"ceiling of ε = {epsilon:g}",
+        )  # fmt: skip
         handles.append(
             Line2D([], [], color=color, marker=marker, markersize=3.4, linestyle="none", label=f"ε = {epsilon:g}")
         )

@@ -23,8 +23,7 @@ def line(
     at = shift * np.array([one[x] for one in shown], dtype=float)
     value, low, high = (np.array([one[field] for one in shown], dtype=float) for field in ("value", "low", "high"))
     bars = np.maximum([value - low, high - value], 0)
-    axes.errorbar(at, value, yerr=bars, color=color, linestyle="none", capsize=1.5, **style)
-    axes.plot(at, value, color=color, linestyle=linestyle, linewidth=1)
+    axes.errorbar(at, value, yerr=bars, **{"color": color, "linestyle": linestyle, "linewidth": 1} | style)
 
 
 def pictures(axes: Axes, columns: Sequence[tuple[str, Sequence[Any] | None]]) -> None:
@@ -41,7 +40,7 @@ def pictures(axes: Axes, columns: Sequence[tuple[str, Sequence[Any] | None]]) ->
                 pixels = np.asarray(shown[line_number], dtype=float).clip(0, 1)
             top = line_number * (height + gap)
             sheet[top : top + height, left : left + width] = pixels.transpose(1, 2, 0)
-        axes.text(left + width / 2, -gap, heading, ha="center", va="bottom", fontsize=5.5, linespacing=1.1)
+        axes.text(left + width / 2, -gap, heading, ha="center", va="bottom", fontsize=6, linespacing=1.1)
     axes.imshow(sheet, interpolation="nearest")
     axes.set_axis_off()
     axes.set_anchor("N")
@@ -60,7 +59,7 @@ def cells(
     left = np.concatenate([[0.0], np.cumsum(widths)])
     height = 1 / (len(lines) + 1)
     for column, head in enumerate(heads):
-        axes.text(left[column] + 0.01, 1 - height / 2, head, fontweight="bold", va="center", fontsize=6.5)
+        axes.text(left[column] + 0.01, 1 - height / 2, head, fontweight="bold", va="center", fontsize=6)
     for number_, line_ in enumerate(lines, start=1):
         bottom = 1 - (number_ + 1) * height
         for column, (text, leaks) in enumerate(line_):
@@ -68,7 +67,7 @@ def cells(
                 color = LEAKS if leaks else HOLDS
                 size = widths[column] - 0.01, 0.92 * height
                 axes.add_patch(Rectangle((left[column], bottom), *size, color=color, linewidth=0))
-            axes.text(left[column] + 0.01, bottom + 0.46 * height, text, va="center", fontsize=6.2)
+            axes.text(left[column] + 0.01, bottom + 0.46 * height, text, va="center", fontsize=6)
     axes.set(xlim=(0, 1), ylim=(0, 1))
     axes.set_axis_off()
 

@@ -11,7 +11,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from attacks.pictures import EXACT_DB, RECOGNISED_DB
-from experiments.figures import BLUE, GREEN, GREY, ORANGE, STYLE
+from experiments.figure_data import DECORATION
+from experiments.figures import BLUE, GREEN, GREY, ORANGE, PAGE, STYLE
 from experiments.studies.base import Values, rows
 from experiments.studies.drawing import cells, entry, line, number, pictures
 from experiments.table import Entry, Page, Table
@@ -29,7 +30,7 @@ LOOKS: dict[str, dict[str, Any]] = {
 }
 FLAT: dict[str, dict[str, Any]] = {
     EACH: {"color": BLUE, "linestyle": (0, (4, 2))},
-    EACH_NOISY: {"color": ORANGE, "linestyle": (0, (4, 2))},
+    EACH_NOISY: {"color": ORANGE, "linestyle": (0, (6, 1, 1, 1))},
     "mean image": {"color": GREY, "linestyle": ":"},
     "nearest public image": {"color": GREY, "linestyle": "-."},
 }
@@ -50,18 +51,19 @@ def _words(study: Dropout) -> dict[str, str]:
 def draw(study: Dropout, records: Sequence[Values], title: str) -> Figure:
     """Pictures, membership and ε against the survivors; what each protocol allows; and some pictures."""
     with plt.style.context(STYLE):
-        figure = plt.figure(figsize=(7.2, 4.9), layout="constrained")
+        figure = plt.figure(figsize=(PAGE, 4.9), layout="constrained")
         places = figure.add_gridspec(2, 3)
         picture, member, epsilon = (figure.add_subplot(places[0, at]) for at in range(3))
         _panel(study, picture, records, "psnr", "PSNR (dB)", "a  The victim's one picture")
         picture.set_ylim(0, EXACT_DB * 1.04)
         for one in _variants(study)[1:3]:
-            picture.text(one.threshold - 0.2, 98, one.name, rotation=90, va="top", fontsize=6, color="0.35")
+            picture.text(one.threshold - 0.2, 72, one.name, rotation=90, va="top", fontsize=6, color="0.35")
         _panel(study, member, records, "auc", "AUC", "b  Who was in the sum")
         for name in (FOR_ALL, FOR_THRESHOLD):
             ceiling = sorted(rows(records, metric="auc ceiling", server=name), key=lambda one: float(one["survivors"]))
             at, most = [one["survivors"] for one in ceiling], [one["value"] for one in ceiling]
-            member.plot(at, most, color=LOOKS[name]["color"], linewidth=0.8, linestyle=":")
+            style = ":" if name == FOR_ALL else (0, (1, 3))
+            member.plot(at, most, color=LOOKS[name]["color"], linewidth=0.8, linestyle=style, gid=f"ceiling, {name}")
         above = member.plot([], [], color="0.3", linewidth=0.8, linestyle=":", label="ceiling of the same ρ")
         member.legend(handles=above, loc="lower left")
         member.axhline(0.5, color="0.7", linewidth=0.8, zorder=0)
@@ -88,7 +90,7 @@ def _panel(study: Dropout, axes: Axes, records: Sequence[Values], metric: str, w
         if level:
             axes.axhline(float(np.mean(level)), linewidth=1, label=_words(study)[name], **look)
     for threshold in sorted({one.threshold for one in _variants(study)} - {1}):
-        axes.axvline(threshold - 0.5, color="0.85", linewidth=3, zorder=0)
+        axes.axvline(threshold - 0.5, color="0.85", linewidth=3, zorder=0, label=DECORATION)
     axes.set_xticks([1, *range(5, study.clients + 1, 5)])
     axes.set(xlabel=f"survivors of {study.clients}", ylabel=words)
     axes.set_title(heading, loc="left")
@@ -132,9 +134,9 @@ def _examples(study: Dropout, axes: Axes, records: Sequence[Values]) -> None:
     chosen = sorted({min(kept), *[one for one in kept if one in (2, study.planned)], max(kept)})
     columns = [("true", kept[chosen[0]]["truth"])]
     columns += [(f"sum\nof {count}", kept[count][NONE]) for count in chosen]
-    columns.append((f"sum of {chosen[0]},\nnoise", kept[chosen[0]][FOR_ALL]))
+    columns.append((f"{chosen[0]} with\nnoise", kept[chosen[0]][FOR_ALL]))
     pictures(axes, columns)
-    axes.set_title("e  Victims", loc="left", pad=16)
+    axes.set_title("e  Victims", loc="left", pad=18)
 
 
 def table(study: Dropout, records: Sequence[Values]) -> Page:

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 
 from attacks.pictures import EXACT_DB, RECOGNISED_DB, RECOVERED_DB
 from attacks.reconstruction.imprint import Kind, alone
-from experiments.figures import BLUE, GREEN, GREY, ORANGE, PURPLE, STYLE
+from experiments.figures import BLUE, GREEN, GREY, ORANGE, PAGE, PURPLE, STYLE
 from experiments.studies.base import Values, rows
 from experiments.studies.drawing import cells, entry, line, number, pictures
 from experiments.table import Entry, Page, Table
@@ -46,7 +46,7 @@ THEORY: dict[str, Any] = {"linewidth": 0.8, "linestyle": (0, (1, 1))}
 def draw(study: ImprintSum, records: Sequence[Values], title: str) -> Figure:
     """Crowds and bins; fixed point, noise and local steps; what a client could see; and some pictures."""
     with plt.style.context(STYLE):
-        figure = plt.figure(figsize=(7.2, 6.4), layout="constrained")
+        figure = plt.figure(figsize=(PAGE, 6.4), layout="constrained")
         places = figure.add_gridspec(3, 3, height_ratios=[1, 1, 0.85])
         panels = [figure.add_subplot(places[at // 3, at % 3]) for at in range(6)]
         _crowd(study, panels[0], records, DENSE, "a  Dense imprint: crowds and bins")
@@ -66,13 +66,16 @@ def _crowd(study: ImprintSum, axes: Axes, records: Sequence[Values], kind: Kind,
     colors = plt.get_cmap("viridis")(np.linspace(0.0, 0.85, len(study.bins)))
     least, most = min(study.clients) * study.batch, max(study.clients) * study.batch
     dense = np.geomspace(least, most, 60)
-    for color, marker, bins in zip(colors, "osD^v<>", study.bins, strict=False):
+    for number_, (color, marker, bins) in enumerate(zip(colors, "osD^v<>", study.bins, strict=False)):
         found = [
             one | {"pictures": one["clients"] * study.batch}
             for one in rows(records, part="crowd", metric="recovered", kind=kind, bins=bins)
         ]
         line(axes, found, "pictures", color=color, marker=marker, linestyle="none", markersize=4, label=f"{bins} units")
-        axes.plot(dense, [alone(kind, bins, count) for count in dense], color=color, **THEORY)
+        axes.plot(dense, [alone(kind, bins, count) for count in dense], color=color, linewidth=0.8,
+            linestyle=(0, (1, 1 + number_)),
+            gid=f"closed form, {bins} units",
+        )  # fmt: skip
     axes.plot([], [], color="0.3", **THEORY, label="closed form")
     axes.set_xscale("log", base=4)
     axes.set_xticks([count * study.batch for count in study.clients])
@@ -120,9 +123,9 @@ def _noise(axes: Axes, records: Sequence[Values]) -> None:
     look = LOOKS[SPARSE] | {"linestyle": "--", "markerfacecolor": "white"}
     line(axes, each, "epsilon", markersize=4, label="sparse, each update", **look)
     _epsilon_axis(axes, "d  Noise in shares: pictures", "share recognised")
-    axes.set_ylim(-0.02, 1.45)
+    axes.set_ylim(-0.02, 1.75)
     axes.set_yticks(np.linspace(0, 1, 6))
-    axes.legend(loc="upper left", ncols=2)
+    axes.legend(loc="upper left")
 
 
 def _labels(axes: Axes, records: Sequence[Values]) -> None:
@@ -167,7 +170,7 @@ def _layer(axes: Axes, records: Sequence[Values]) -> None:
     for name, (cosine, rank, fired) in _scores(records).items():
         shown = [(f"{cosine:.2f}", cosine > 0.99), (number(rank, 2), rank < 1.5), (f"{fired:.1%}", fired < 0.05)]
         lines.append([(name, None), *shown])
-    cells(axes, ["layer", "cosine", "rank", "fired"], [0.42, 0.2, 0.16, 0.22], lines)
+    cells(axes, ["layer", "cosine", "rank", "fired"], [0.44, 0.22, 0.16, 0.18], lines)
     axes.set_title("h  What a client could see", loc="left", pad=16)
 
 

@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from attacks.pictures import EXACT_DB, RECOGNISED_DB, RECOVERED_DB
-from experiments.figures import BLUE, GREEN, GREY, ORANGE, STYLE
+from experiments.figures import BLUE, GREEN, GREY, ORANGE, PAGE, STYLE
 from experiments.studies.base import Values, rows
 from experiments.studies.drawing import entry, line, number, pictures
 from experiments.table import Entry, Page, Table
@@ -42,7 +42,7 @@ TITLES = {
 def draw(study: Inconsistency, records: Sequence[Values], title: str) -> Figure:
     """Pictures, angles and batches against the cohort's size; pictures and labels against ε; and some pictures."""
     with plt.style.context(STYLE):
-        figure = plt.figure(figsize=(7.2, 4.7), layout="constrained")
+        figure = plt.figure(figsize=(PAGE, 4.7), layout="constrained")
         places = figure.add_gridspec(2, 3)
         size, angle, batch, noise, label = (figure.add_subplot(places[at // 3, at % 3]) for at in range(5))
         for axes, metric, words, heading in (

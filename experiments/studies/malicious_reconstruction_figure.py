@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from attacks.pictures import RECOGNISED_DB, RECOVERED_DB
-from experiments.figures import BLUE, GREEN, GREY, ORANGE, PURPLE, SKY, STYLE
+from experiments.figures import BLUE, GREEN, GREY, ORANGE, PAGE, PURPLE, SKY, STYLE
 from experiments.studies.base import Values, rows
 from experiments.studies.drawing import cells, entry, line, number, pictures
 from experiments.studies.malicious_reconstruction_noticed import NOTICED, SCORES
@@ -47,7 +47,7 @@ THEORY: dict[str, Any] = {"linewidth": 0.9, "linestyle": (0, (1, 1)), "color": "
 def draw(study: MaliciousReconstruction, records: Sequence[Values], title: str) -> Figure:
     """The goal, noise, all attacks, LOKI and local steps, pictures, and what a client could see."""
     with plt.style.context(STYLE):
-        figure = plt.figure(figsize=(7.2, 6.9), layout="constrained")
+        figure = plt.figure(figsize=(PAGE, 6.9), layout="constrained")
         places = figure.add_gridspec(3, 6, height_ratios=[1, 1, 0.95])
         _goal(study, figure.add_subplot(places[0, :2]), records)
         _noise(figure.add_subplot(places[0, 2:4]), records)
@@ -72,7 +72,14 @@ def _goal(study: MaliciousReconstruction, axes: Axes, records: Sequence[Values])
                 bars = [[one["value"] - one["low"]], [one["high"] - one["value"]]]
                 label = name if not place else None
                 axes.errorbar(
-                    place + shift, one["value"], yerr=bars, capsize=2, markersize=4, label=label, **LOOKS[name]
+                    place + shift,
+                    one["value"],
+                    yerr=bars,
+                    capsize=2,
+                    markersize=4,
+                    label=label,
+                    gid=name,
+                    **LOOKS[name],
                 )
     axes.set_xticks(range(3), ["float64", "float32", "float32,\nmasked"])
     axes.set_xlim(-0.5, 2.5)
@@ -147,7 +154,7 @@ def _beside(axes: Axes, found: Sequence[Values], x: str) -> None:
     for name, words in ((LOKI, "LOKI"), (SPARSE, "not split")):
         mine = sorted((one for one in found if one["attack"] == name), key=lambda one: float(one[x]))
         line(axes, mine, x, markersize=4, label=words, **LOOKS[name])
-        axes.plot([one[x] for one in mine], [one["expected"] for one in mine], **THEORY)
+        axes.plot([one[x] for one in mine], [one["expected"] for one in mine], gid=f"closed form, {words}", **THEORY)
     axes.plot([], [], **THEORY, label="closed form")
     axes.set_yticks(np.linspace(0, 1, 6))
     axes.set_ylabel("share recovered")
@@ -161,7 +168,7 @@ def _examples(axes: Axes, records: Sequence[Values]) -> None:
     promised = sorted((float(name) for name in kept if name not in ("truth", "none")), reverse=True)
     columns += [(f"ε =\n{_short(epsilon)}", kept[f"{epsilon:g}"]) for epsilon in promised]
     pictures(axes, columns)
-    axes.set_title("f  Masked sum, sparse", loc="left", pad=16)
+    axes.set_title("f  Masked sum, sparse", loc="left", pad=20)
 
 
 def _noticed(axes: Axes, records: Sequence[Values]) -> None:

@@ -24,6 +24,6 @@ def marks(
 def below(axes: Axes, columns: int = 1, **more: Any) -> None:
     """The panel's legend, under its x axis, where it hides nothing."""
     axes.legend(
-        ncols=columns, fontsize=5.6, loc="upper center", bbox_to_anchor=(0.47, -0.2), borderaxespad=0.0,
+        ncols=columns, loc="upper center", bbox_to_anchor=(0.47, -0.24), borderaxespad=0.0,
         columnspacing=1.0, handlelength=2.6, labelspacing=0.35, **more,
     )  # fmt: skip

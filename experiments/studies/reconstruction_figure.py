@@ -14,7 +14,7 @@ from torch import Tensor
 
 from attacks.pictures import match
 from attacks.reconstruction.base import Reconstruction
-from experiments.figures import BLUE, GREY, ORANGE, STYLE
+from experiments.figures import BLUE, GREY, ORANGE, PAGE, STYLE
 from experiments.studies.base import Values
 from experiments.studies.drawing import entry, number
 from experiments.table import Page, Table
@@ -31,10 +31,12 @@ def draw(records: Sequence[Values], title: str) -> Figure:
     """Each case's PSNR beside its pictures."""
     count = len(records)
     with plt.style.context(STYLE):
-        figure = plt.figure(figsize=(7.2, 0.9 + 0.62 * count), layout="constrained")
-        numbers, shown = figure.subplots(1, 2, width_ratios=[1.0, 2.1])
+        figure = plt.figure(figsize=(PAGE, 1.1 + 0.4 * count), layout="constrained")
+        numbers, shown = figure.subplots(1, 2, width_ratios=[1.0, 2.6])
         _numbers(numbers, records)
         _pictures(shown, records)
+        handles = dict(zip(*reversed(numbers.get_legend_handles_labels()), strict=True))
+        figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=4)
         figure.suptitle(title)
     return figure
 
@@ -63,10 +65,6 @@ def _numbers(axes: Axes, records: Sequence[Values]) -> None:
     axes.set_ylim(len(records) - 0.5, -0.5)
     axes.set_xlabel("PSNR, dB (mean over victims)")
     axes.grid(axis="x", linewidth=0.4, color="0.9")
-    handles = dict(zip(*reversed(axes.get_legend_handles_labels()), strict=True))
-    axes.legend(
-        handles.values(), handles.keys(), loc="upper center", bbox_to_anchor=(0.5, -0.5 / len(records)), ncols=2
-    )
 
 
 def _pictures(axes: Axes, records: Sequence[Values]) -> None:

@@ -12,7 +12,8 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import NullLocator
 
-from experiments.figures import BLUE, GREEN, GREY, ORANGE, PURPLE, SKY, STYLE
+from experiments.figure_data import DECORATION
+from experiments.figures import BLUE, GREEN, GREY, ORANGE, PAGE, PURPLE, SKY, STYLE
 from experiments.studies.base import Values, rows
 from experiments.studies.drawing import entry, number, pictures
 from experiments.table import End, Page, Table
@@ -29,16 +30,16 @@ METRICS = (("psnr", "PSNR, dB"), ("identified", "pictures identified"), ("label_
 
 def draw(records: Sequence[Values], title: str) -> Figure:
     """Each attack over the defences' ε, the defences without one as a map, and pictures."""
-    attacks = list(dict.fromkeys(record["attack"] for record in records))
+    attacks, found = list(dict.fromkeys(record["attack"] for record in records)), rows(records)
     plain = [point for point in defences(records) if point[2] is None]
     with plt.style.context(STYLE):
-        figure = plt.figure(figsize=(7.2, 10.4), layout="constrained")
-        parts: Any = figure.subfigures(3, 1, height_ratios=[5.6, 2.0, 3.0])
+        figure = plt.figure(figsize=(PAGE, 9.2), layout="constrained")
+        parts: Any = figure.subfigures(3, 1, height_ratios=[5.2, 1.9, 3.5])
         lines, heat, shown = parts
         grid = lines.subplots(3, 3, sharex=True)
         for row, defence in zip(grid, PRIVATE, strict=True):
             for axes, (metric, label) in zip(row, METRICS, strict=True):
-                _over_epsilon(axes, records, attacks, defence, metric)
+                _over_epsilon(axes, found, attacks, defence, metric)
                 axes.set_ylabel(label)
             row[0].set_title(f"{defence}: {UNITS[defence]}", loc="left")
         for axes in grid[-1]:
@@ -49,7 +50,7 @@ def draw(records: Sequence[Values], title: str) -> Figure:
             (("psnr", "PSNR, dB", 0), ("label_recall", "labels found", 2)),
             strict=True,
         ):
-            _heat(axes, records, attacks, plain, metric, digits)
+            _heat(axes, found, attacks, plain, metric, digits)
             axes.set_title(f"without an ε: {label}", loc="left")
         _gallery(shown.subplots(1, 1), records, attacks)
         figure.suptitle(title)
@@ -80,19 +81,22 @@ def _handles(attacks: Sequence[str]) -> list[Line2D]:
     return found
 
 
-def _over_epsilon(axes: Axes, records: Sequence[Values], attacks: Sequence[str], defence: str, metric: str) -> None:
+def _of(found: Sequence[Values], **wanted: Any) -> list[Values]:
+    """The rows with all of the wanted values, of rows that are flat already: there are thousands, asked often."""
+    return [row for row in found if all(row.get(name) == value for name, value in wanted.items())]
+
+
+def _over_epsilon(axes: Axes, found: Sequence[Values], attacks: Sequence[str], defence: str, metric: str) -> None:
     """One metric over ε; at ∞ the same without noise, which for examples and clients is no defence at all."""
     without = "none" if defence != "secure aggregation" else defence
-    finite = sorted({row["epsilon"] for row in rows(records, defence=defence) if row["epsilon"] is not None})
+    finite = sorted({row["epsilon"] for row in _of(found, defence=defence) if row["epsilon"] is not None})
     ticks = np.log2([*finite, finite[-1] * 8]) if finite else np.array([0.0])
     for place, (name, (color, marker)) in enumerate(zip(attacks, LOOKS, strict=False)):
         picked = [
-            next(iter(rows(records, defence=defence, epsilon=one, attack=name, by=name, metric=metric)), None)
+            next(iter(_of(found, defence=defence, epsilon=one, attack=name, by=name, metric=metric)), None)
             for one in finite
         ]
-        picked.append(
-            next(iter(rows(records, defence=without, epsilon=None, attack=name, by=name, metric=metric)), None)
-        )
+        picked.append(next(iter(_of(found, defence=without, epsilon=None, attack=name, by=name, metric=metric)), None))
         shift = 0.12 * (place - (len(attacks) - 1) / 2)
         pairs = [(x + shift, one) for x, one in zip(ticks, picked, strict=True) if one and one["value"] is not None]
         if not pairs:
@@ -101,40 +105,40 @@ def _over_epsilon(axes: Axes, records: Sequence[Values], attacks: Sequence[str],
         value, low, high = (
             np.array([one[field] for _, one in pairs], dtype=float) for field in ("value", "low", "high")
         )
-        bars = np.maximum([value - low, high - value], 0)
-        axes.errorbar(x, value, yerr=bars, color=color, marker=marker, markersize=2.5, linestyle="none", elinewidth=0.6)
-        axes.plot(x[:-1], value[:-1], color=color, linewidth=0.8)
+        bars = np.insert(np.maximum([value - low, high - value], 0), len(x) - 1, np.nan, axis=1)
+        x, value = (np.insert(one, len(x) - 1, np.nan) for one in (x, value))  # ε = ∞ is no step along the axis
+        axes.errorbar(
+            x, value, yerr=bars, color=color, marker=marker, markersize=2.5, linewidth=0.8, elinewidth=0.6, gid=name
+        )
     if metric == "psnr":
         for blind, style in (("blind (nearest public image)", ":"), ("blind (mean image)", "--")):
-            level = [row["value"] for row in rows(records, defence=defence, by=blind, metric=metric)]
+            level = [row["value"] for row in _of(found, defence=defence, by=blind, metric=metric)]
             if level:
                 axes.axhline(float(np.mean(level)), color=GREY, linestyle=style, linewidth=0.9)
     else:
         axes.set_ylim(-0.04, 1.06)
-    ceilings = {
-        row["epsilon"]: row["ceiling"] for row in rows(records, defence=defence, metric=metric) if row["ceiling"]
-    }
+    ceilings = {row["epsilon"]: row["ceiling"] for row in _of(found, defence=defence, metric=metric) if row["ceiling"]}
     if ceilings:
         axes.plot(
             [np.log2(one) for one in sorted(ceilings)], [ceilings[one] for one in sorted(ceilings)], color="black",
-            linestyle=(0, (1, 1)), marker="_", linewidth=1,
+            linestyle=(0, (1, 1)), marker="_", linewidth=1, gid="the most that ε allows",
         )  # fmt: skip
     if len(ticks) > 1:
-        axes.axvline(float(ticks[-2:].mean()), color="0.88", linewidth=4, zorder=0)
+        axes.axvline(float(ticks[-2:].mean()), color="0.88", linewidth=4, zorder=0, label=DECORATION)
     axes.set_xticks(ticks, [*(f"{one:g}" for one in finite), "∞"])
     axes.xaxis.set_minor_locator(NullLocator())
 
 
 def _heat(
-    axes: Axes, records: Sequence[Values], attacks: Sequence[str], points: Sequence[tuple[str, Any, float | None]],
+    axes: Axes, found: Sequence[Values], attacks: Sequence[str], points: Sequence[tuple[str, Any, float | None]],
     metric: str, digits: int,
 ) -> None:  # fmt: skip
     """Attacks by defences, each with its number."""
     values = np.full((len(attacks), len(points)), np.nan)
     for line, name in enumerate(attacks):
         for column, (defence, strength, _) in enumerate(points):
-            for row in rows(
-                records, defence=defence, strength=strength, epsilon=None, attack=name, by=name, metric=metric
+            for row in _of(
+                found, defence=defence, strength=strength, epsilon=None, attack=name, by=name, metric=metric
             ):
                 values[line, column] = row["value"]
     top = 40.0 if metric == "psnr" else 1.0
@@ -148,7 +152,7 @@ def _heat(
                 f"{value:.{digits}f}",
                 ha="center",
                 va="center",
-                fontsize=5.5,
+                fontsize=6,
                 color="k" if bright else "w",
             )
     axes.set_xticks(range(len(points)), [called(point) for point in points], rotation=35, ha="right")

@@ -30,7 +30,9 @@ SWEEP = ["experiment=leakage_vs_epsilon", *TINY, "defense.epsilon=8,inf"]
 FILES = (
     "leakage_vs_epsilon.png",
     "leakage_vs_epsilon.pdf",
+    "leakage_vs_epsilon.csv",
     "roc.png",
+    "roc.csv",
     "reconstructions.png",
     "table.csv",
     "table.md",

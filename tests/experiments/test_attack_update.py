@@ -148,7 +148,7 @@ def test_the_page_is_one_file_with_its_pictures_inside(here: Path, mirage):
     assert not re.search(r'(src|href)="(?!data:)|https?://|@import|url\(', text)
     for words in (
         "image-rendering: pixelated",
-        "prefers-color-scheme: dark",
+        "color-scheme: light dark",
         'name="viewport"',
         "honest-but-curious server",
         "It does not know the labels or the learning rate",

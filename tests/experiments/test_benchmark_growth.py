@@ -213,4 +213,5 @@ def test_alone_it_writes_its_circumstances_too(tmp_path: Path, monkeypatch: pyte
     text = (tmp_path / "growth.md").read_text()
     assert text.endswith(growth.growth_markdown(found))
     assert found["command"] in text
-    assert {path.name for path in tmp_path.iterdir()} == {f"growth.{kind}" for kind in ("json", "md", "png", "pdf")}
+    names = {f"growth.{kind}" for kind in ("json", "md", "png", "pdf", "csv")}
+    assert {path.name for path in tmp_path.iterdir()} == names

@@ -13,7 +13,7 @@ from hydra.core.global_hydra import GlobalHydra
 from matplotlib.collections import PathCollection
 from matplotlib.image import AxesImage
 
-from experiments import holdings
+from experiments import holdings, paper
 from experiments.cell import build
 from experiments.holdings import configurations, deal
 from experiments.holdings_figure import Deal, arrange, draw
@@ -21,7 +21,7 @@ from experiments.population import who_holds_what
 from fl_core.errors import InputError
 from fl_core.partition import NOBODY
 
-FILES = ["who_holds_what.csv", "who_holds_what.pdf", "who_holds_what.png"]
+FILES = ["who_holds_what.csv", "who_holds_what.json", "who_holds_what.pdf", "who_holds_what.png"]
 
 
 @pytest.fixture
@@ -250,3 +250,18 @@ def test_a_bad_input_is_one_line_with_exit_code_2_and_nothing_written(arguments,
     assert says in printed.err
     assert printed.out == ""
     assert not list(here.iterdir())
+
+
+def test_the_kept_counts_draw_the_same_files_again_without_any_data(tmp_path, monkeypatch):
+    monkeypatch.setattr(holdings, "deals", lambda _: [made([[3, 1], [0, 2]], rare=(1, 1), nobody=np.array([0, 4]))])
+    holdings.write([], tmp_path, "python -m experiments.holdings")
+    before = {name: (tmp_path / name).read_bytes() for name in FILES}
+    assert paper.all_folders(tmp_path) == [tmp_path]
+    assert not paper.stale(tmp_path)
+    (tmp_path / "who_holds_what.csv").write_text("edited")
+    assert paper.stale(tmp_path) == ["who_holds_what.csv"]
+    assert sorted(paper.draw(tmp_path)) == sorted(set(FILES) - {holdings.RECORD})
+    assert {name: (tmp_path / name).read_bytes() for name in FILES} == before
+    (tmp_path / holdings.RECORD).write_text('{"deals": [{}]}')
+    with pytest.raises(InputError, match=r"who_holds_what\.json is damaged"):
+        paper.draw(tmp_path)

@@ -75,7 +75,7 @@ def test_the_figure_of_a_sweep_shows_the_attackers_choice_under_the_truth_and_wh
     cell = SimpleNamespace(probed=probed, facts={"classes": list("abcd")}, label=lambda: "8")
     first, second = panels(reconstructions([cell], "a title"), 4)
     assert [one.get_xlabel() for one in first] == list("abcd")
-    assert [one.get_xlabel() for one in second] == ["20 dB, a ✓", "20 dB, b ✓", "failed, c ✓", "exact, a ✗"]
+    assert [one.get_xlabel() for one in second] == ["20 dB\na ✓", "20 dB\nb ✓", "failed\nc ✓", "exact\na ✗"]
     assert [hatched(one) for one in second] == [False, False, True, False]
     assert second[0].get_ylabel() == "ε = 8"
     assert reconstructions([SimpleNamespace(probed=None, facts={"classes": []})], "a title") is None

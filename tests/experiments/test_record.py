@@ -9,7 +9,7 @@ import zlib
 import numpy as np
 import pytest
 
-from experiments import paper, record
+from experiments import collect, paper, record
 from fl_core.errors import InputError
 
 POINT = {"base": 2, "rows": [{"metric": "square", "value": 0.1 + 0.2, "low": None, "high": 1e-17}]}
@@ -52,6 +52,11 @@ def test_a_folder_without_a_whole_record_is_refused(tmp_path, manifest, kept, sa
             (tmp_path / name).write_bytes(content)
     with pytest.raises(InputError, match=said):
         record.read(tmp_path)
+
+
+def test_the_examples_with_pictures_are_those_of_the_first_attack_that_ran():
+    rows = [{"attack": "gradient ascent"}, {"attack": "LiRA"}, {"attack": "BaVarIA"}]
+    assert collect.first_ranked(rows, {"BaVarIA": [], "LiRA": []}) == "LiRA"
 
 
 def test_pdfs_are_compared_by_what_they_draw_and_other_files_by_their_bytes(tmp_path):

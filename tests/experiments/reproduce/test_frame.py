@@ -69,7 +69,8 @@ def test_what_differs_from_the_protocol_is_scaled_down_and_no_verdict_on_the_pap
     published = Published(what="a number", value=10.0)
     row = {"metric": "a number", "value": 10.0, "low": 9, "high": 11, "note": "seen twice"}
     ours = judge(published, row | {"differs": "a smaller model"}, Budget(differs="fewer pictures"))
-    assert (ours.verdict, ours.why) == ("scaled down", "fewer pictures; a smaller model; seen twice")
+    assert (ours.verdict, ours.why) == ("scaled down", "a smaller model; seen twice")
+    assert ours.in_full == "fewer pictures; a smaller model; seen twice"
     assert judge(published, row | {"differs": "a smaller model"}, AS_PUBLISHED).verdict == "scaled down"
     assert verdict(3.0, 2, 4, budget=Budget(differs="fewer pictures")) == "scaled down"
 

@@ -13,6 +13,7 @@ import matplotlib.pyplot as plt
 import torch
 from matplotlib.figure import Figure
 
+from experiments.figures import COLUMN
 from experiments.studies.base import Setting, Study, Values, rows
 from experiments.table import Page, Table
 from fl_core.errors import InputError, check_number
@@ -60,7 +61,7 @@ class Squares(Study):
         }
 
     def figure(self, records: Sequence[Values], title: str) -> Figure:
-        figure, axes = plt.subplots()
+        figure, axes = plt.subplots(figsize=(COLUMN, 2.5))
         squares = rows(records, metric="square")
         axes.plot([row["base"] for row in squares], [row["value"] for row in squares])
         axes.set_title(title)

@@ -1,0 +1,1 @@
+"""The report of a sweep or a study as one HTML page that needs no network."""

@@ -1,0 +1,176 @@
+"""Every figure of a results folder can be printed: its width, its letters, its fonts, and its lines in grey."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pytest
+from matplotlib.axes import Axes
+from matplotlib.colors import same_color
+from matplotlib.container import ErrorbarContainer
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.text import Text
+
+from experiments import figure, holdings, paper, record
+from experiments.figure_data import DECORATION
+from experiments.figures import COLUMN, PAGE, encoded
+from experiments.front_figure import undominated
+from experiments.studies.base import make_study
+from experiments.sweep_paper import figures_of
+from fl_core.checkpoint import read_json
+
+RESULTS = Path(__file__).resolve().parents[2] / "results"
+FOLDERS = [folder.relative_to(RESULTS) for folder in paper.all_folders(RESULTS)]
+POINTS_AN_INCH = 72
+
+
+def figures(folder: Path) -> list[Figure]:
+    found = []
+    if (folder / record.FILE).exists():
+        kept = record.read(folder)
+        title = str(kept.manifest["title"])
+        if kept.cells:
+            found += [one for one in figures_of(kept.cells, title).values() if one is not None]
+        else:
+            found.append(make_study(kept.manifest["config"]["study"]).figure(kept.points, title))
+    if (folder / holdings.RECORD).exists():
+        kept_deals = read_json(folder / holdings.RECORD)["deals"]
+        found.append(holdings.draw([holdings.deal_of(one) for one in kept_deals]))
+    return found
+
+
+def looks(axes: Axes) -> list[tuple[str, tuple[object, ...], str]]:
+    """Of each named series: its name, its marker and stroke, and its colour."""
+    found, parts = [], set()
+    for container in axes.containers:
+        parts |= set(container.get_children())
+        if isinstance(container, ErrorbarContainer):
+            found.append((container.lines[0].get_gid() or container.get_label(), container.lines[0]))
+    drawn = (line for line in axes.lines if len(line.get_xydata()))
+    lines = [line for line in drawn if line not in parts and line.get_label() != DECORATION]
+    found += [(line.get_gid() or line.get_label(), line) for line in lines]
+    return [(name, _in_grey(line), line.get_color()) for name, line in found if name and not name.startswith("_")]
+
+
+def _in_grey(line: Line2D) -> tuple[object, ...]:
+    marker = line.get_marker()
+    hollow = marker not in ("None", None, "") and same_color(line.get_markerfacecolor(), "white")
+    return marker, hollow, line.get_linestyle() == "None", str(line._unscaled_dash_pattern)
+
+
+@pytest.mark.parametrize("folder", FOLDERS, ids=str)
+def test_figures_are_as_wide_as_a_column_or_page_with_letters_of_six_points_and_lines_told_apart_in_grey(folder):
+    drawn = figures(RESULTS / folder)
+    assert drawn
+    for one in drawn:
+        assert one.get_figwidth() in (COLUMN, PAGE)
+        assert one.get_figheight() <= 9.5
+        small = [text.get_text() for text in one.findobj(Text) if text.get_text() and text.get_fontsize() < 6]
+        assert not small
+        for axes in one.axes:
+            told: dict[tuple[object, ...], tuple[str, str]] = {}
+            for name, look, color in looks(axes):
+                other, its = told.setdefault(look, (name, color))
+                assert other == name or same_color(color, its), f"{name} and {other} differ in colour alone"
+        plt.close(one)
+
+
+@pytest.mark.parametrize("folder", FOLDERS, ids=str)
+def test_committed_pdfs_embed_truetype_fonts_and_fit_the_page_and_their_numbers_lie_beside_them(folder):
+    found = sorted((RESULTS / folder).glob("*.pdf"))
+    assert found
+    for path in found:
+        text = path.read_bytes()
+        assert b"/FontFile2" in text
+        assert b"/Type3" not in text
+        (width,) = re.findall(rb"/MediaBox \[ 0 0 ([\d.]+) ", text)
+        assert float(width) <= PAGE * POINTS_AN_INCH + 0.1
+        assert path.with_suffix(".png").is_file()
+        assert path.with_suffix(".csv").read_text().count("\n") > 1
+
+
+def test_the_front_holds_what_no_other_beats_in_both():
+    utility, leaked = [0.9, 0.8, 0.8, 0.5, 0.95, 0.4], [0.6, 0.5, 0.7, 0.5, 0.9, 0.2]
+    assert undominated(utility, leaked) == [5, 1, 0, 4]
+    generator = np.random.default_rng(0)
+    x, y = generator.random((2, 40))
+    for i in range(40):
+        beaten = any(x[j] >= x[i] and y[j] <= y[i] for j in range(40) if j != i)
+        assert (i in undominated(x, y)) == (not beaten)
+
+
+def test_one_attack_is_drawn_under_its_view_with_ceiling_audit_blind_guesses_and_utility(tmp_path, capsys):
+    out = tmp_path / "new" / "rmia.png"
+    asked = "--attack rmia --view released_model --group canary --metric tpr --out"
+    figure.main(["leakage", str(RESULTS / "leakage_vs_epsilon"), *asked.split(), str(out)])
+    listed = out.with_suffix(".csv").read_text()
+    rows = record.read(RESULTS / "leakage_vs_epsilon").cells[0].rows
+    (mine,) = [row for row in rows if (row.attack, row.metric, row.group) == ("RMIA", "tpr", "canary")]
+    assert f",RMIA,-0.301029995664,0.5,,,{mine.value:.12g},,{mine.low:.12g}," in listed
+    for series in ("ceiling that ε allows", "blind (label only)", "accounted", "most this audit can show"):
+        assert series in listed
+    assert "Utility" in listed
+    assert capsys.readouterr().out.split() == [
+        "Open:",
+        *(str(out.with_suffix(one)) for one in (".png", ".pdf", ".csv")),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ("leakage leakage_vs_epsilon --attack nobody", "--attack is 'nobody'; name one of LiRA, loss threshold"),
+        ("leakage leakage_vs_epsilon --attack li", "--attack is 'li'; name one of LiRA, LiRA, offline"),
+        ("leakage leakage_vs_epsilon --view server", "--view is 'server'; this sweep has attacks for released_model"),
+        ("leakage leakage_vs_epsilon --group nobody", "--group is 'nobody'; of LiRA this sweep has canary, ordinary"),
+        ("leakage leakage_vs_epsilon --metric psnr", "--metric is 'psnr'; of LiRA this sweep has auc"),
+        ("leakage leakage_vs_epsilon --variant x", "--variant is 'x'; this sweep has no variants"),
+        ("field leakage_vs_epsilon", "these cells do not differ by one number"),
+        ("field leakage_by_round --field clients", "--field is 'clients'; in numbers these cells differ by rounds"),
+        ("front lira_cifar", "fewer than three cells"),
+        ("roc secagg_imprint", "secagg_imprint is a study and no sweep"),
+        ("roc nowhere", "holds no manifest.json"),
+    ],
+)
+def test_what_a_sweep_does_not_have_is_one_line_and_writes_nothing(arguments, said, tmp_path, capsys):
+    kind, folder, *more = arguments.split()
+    with pytest.raises(SystemExit) as stopped:
+        figure.main([kind, str(RESULTS / folder), *more, "--out", str(tmp_path / "it")])
+    assert stopped.value.code == 2
+    told = capsys.readouterr().err
+    assert said in told
+    assert told.count("\n") == 1
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("name", "field"),
+    [
+        ("leakage_by_round", "rounds"),
+        ("leakage_by_cohort", "participation.cohort"),
+        ("leakage_by_heterogeneity", "partition.alpha"),
+        ("shadow_number", "attack.references"),
+    ],
+)
+def test_a_sweep_over_one_number_is_drawn_over_it(name, field):
+    cells = record.read(RESULTS / name).cells
+    drawn = figure.draw(record.read(RESULTS / name), "field", field=field)
+    panel = drawn.axes[0]
+    wanted = [cell.row("membership", "auc", "LiRA", "canary") for cell in cells]
+    line = next(one for one in panel.containers if str(one.get_label()).startswith("LiRA")).lines[0]
+    np.testing.assert_array_equal(line.get_ydata(), [row.value for row in wanted if row is not None])
+    assert np.all(np.diff(line.get_xdata()) > 0)
+    plt.close(drawn)
+
+
+def test_a_pdf_of_greek_letters_and_formulas_has_no_bitmap_font():
+    drawn = figure.draw(record.read(RESULTS / "leakage_vs_epsilon"), "leakage")
+    drawn.axes[0].set_title(r"$(1-1/k)^{n-1}$ at ε = ∞")
+    pdf = encoded(drawn, "pdf")
+    plt.close(drawn)
+    assert b"/FontFile2" in pdf
+    assert b"/Type3" not in pdf
