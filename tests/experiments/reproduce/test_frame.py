@@ -14,7 +14,7 @@ from experiments.reproduce import __main__ as command
 from experiments.reproduce import base, summary
 from experiments.reproduce.base import BUDGETS, Budget, Published, judge, verdict_table, verdicts
 from experiments.reproduce.idlg import ABSENT, LabelAccuracy
-from experiments.studies.base import build
+from experiments.studies.base import build, make_study
 from experiments.table import as_markdown
 from fl_core.errors import InputError
 
@@ -138,13 +138,16 @@ def test_each_states_its_source_its_protocol_and_three_budgets(name):
 
 @pytest.mark.parametrize("name", REPRODUCTIONS)
 @pytest.mark.parametrize("budget", BUDGETS)
-def test_each_budget_composes_and_builds(name, budget):
+def test_each_budget_composes_and_builds_as_far_as_its_files(name, budget):
     config = command.configuration(name, REPRODUCTIONS[name], budget, Path("a folder"))
-    made = build(config)
-    assert isinstance(made.study, base.Reproduction)
-    assert made.points
+    assert isinstance(make_study(config["study"]), base.Reproduction)
     if budget == "smoke":
         assert "a folder" not in json.dumps(config)
+    try:
+        assert build(config).points
+    except InputError as error:  # of a study that looks at its data before it trains
+        assert budget != "smoke"
+        assert "is not a file" in str(error)  # noqa: PT017
 
 
 def test_all_goes_through_every_reproduction(here, monkeypatch):
