@@ -16,20 +16,24 @@ from pathlib import Path
 
 from experiments import holdings, record, sweep_paper
 from experiments.benchmarks import page
+from experiments.reproduce import summary
 from experiments.store import RESULTS
 from experiments.studies import paper as study_paper
 from experiments.terminal import Parser, one_line_errors
 from fl_core.errors import InputError
 
 STALE = 1
-BENCHMARKS = "benchmarks"
+BENCHMARKS, REPRODUCED = "benchmarks", "reproduce"
 
 
 def draw(folder: Path, out: Path | None = None) -> list[str]:
-    """Draw a results folder from its record, or from those of its benchmarks, into `out` or where it is.
+    """Draw a results folder from its record, or those of benchmarks or reproductions, into `out` or where it is.
 
     Returns the names of the files. Raises InputError where there is no record.
     """
+    if folder.name == REPRODUCED:
+        summary.write(folder, out)
+        return list(summary.FILES)
     if folder.name == BENCHMARKS:
         return [name for file in sorted(folder.glob("*.json")) for name in page.draw(file, out or folder)]
     written: list[str] = []
@@ -42,10 +46,10 @@ def draw(folder: Path, out: Path | None = None) -> list[str]:
 
 
 def all_folders(root: Path = RESULTS) -> list[Path]:
-    """Every folder under `root` that holds a record, or who holds what, or benchmarks; stored runs aside."""
+    """Every folder under `root` that holds records of any kind; stored runs aside."""
     kept = (path for name in (record.FILE, holdings.RECORD) for path in root.rglob(name))
     found = {path.parent for path in kept if "runs" not in path.relative_to(root).parts}
-    return sorted(found | {path for path in [root / BENCHMARKS] if path.is_dir()})
+    return sorted(found | {path for path in (root / BENCHMARKS, root / REPRODUCED) if path.is_dir()})
 
 
 def stale(folder: Path) -> list[str]:

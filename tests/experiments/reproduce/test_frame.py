@@ -138,16 +138,14 @@ def test_each_states_its_source_its_protocol_and_three_budgets(name):
 
 @pytest.mark.parametrize("name", REPRODUCTIONS)
 @pytest.mark.parametrize("budget", BUDGETS)
-def test_each_budget_composes_and_builds_as_far_as_its_files(name, budget):
+def test_each_budget_composes_and_builds(name, budget):
     config = command.configuration(name, REPRODUCTIONS[name], budget, Path("a folder"))
-    assert isinstance(make_study(config["study"]), base.Reproduction)
+    study = make_study(config["study"])  # where files are read, the table's own tests bring them
+    assert isinstance(study, base.Reproduction)
+    assert study.points()
     if budget == "smoke":
-        assert "a folder" not in json.dumps(config)
-    try:
         assert build(config).points
-    except InputError as error:  # of a study that looks at its data before it trains
-        assert budget != "smoke"
-        assert "is not a file" in str(error)  # noqa: PT017
+        assert "a folder" not in json.dumps(config)
 
 
 def test_all_goes_through_every_reproduction(here, monkeypatch):
