@@ -106,7 +106,7 @@ class MatchedUtility(Reproduction):
                 "model.hidden=[64]",
             ),
             options={
-                "replicas": 44, "selecting": 8, "noise_multipliers": [0.1, 0.2, 0.4, 0.8], "dp_lrs": [0.1, 0.3],
+                "replicas": 44, "selecting": 8, "noise_multipliers": [0.05, 0.1, 0.2, 0.4, 0.8], "dp_lrs": [0.1, 0.3],
                 "rounds": 20, "lr": 0.03,
             },
             differs="1000 MNIST pictures of which half are trained on, a perceptron, 44 models, two clients",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -53,11 +53,10 @@ REAL = (
 class Rounds(Reproduction):
     """The first round at which the running best of the test accuracy crosses `target`, between rounds by interpolation.
 
-    Each of `cells` is played with `seeds` seeds, for `rounds` rounds at most.
+    `cells` says how many seeds each cell is played with, for `rounds` rounds at most.
     """
 
-    cells: Sequence[str]
-    seeds: int
+    cells: Mapping[str, int]
     rounds: int
     target: float = 0.99
     clients: int = 100
@@ -80,25 +79,26 @@ class Rounds(Reproduction):
     budgets: ClassVar = {
         "smoke": Budget(
             overrides=("data=digits", "data.limit=400", "model=mcmahan_cnn", "model.width=4"),
-            options={"cells": list(CELLS), "seeds": 2, "rounds": 6, "target": 0.3, "clients": 20, "cohort": 5},
+            options={"cells": dict.fromkeys(CELLS, 2), "rounds": 6, "target": 0.3, "clients": 20, "cohort": 5},
             differs="8x8 digits, 20 clients, five a round, a CNN of width 4, rounds to 30%, at most 6",
         ),
         "cpu": Budget(
             overrides=REAL,
-            options={"cells": ["IID, E=1, B=10", "IID, E=5, B=10"], "seeds": 1, "rounds": 60},
+            options={"cells": {"IID, E=1, B=10": 3, "IID, E=5, B=10": 1}, "rounds": 60},
             differs="",
         ),
-        "full": Budget(overrides=REAL, options={"cells": list(CELLS), "seeds": 5, "rounds": 1000}, differs=""),
+        "full": Budget(overrides=REAL, options={"cells": dict.fromkeys(CELLS, 5), "rounds": 1000}, differs=""),
     }
 
     reads: ClassVar[tuple[str, ...]] = ("data", "model")
-    grid: ClassVar[tuple[str, ...]] = ("budget", "cells", "seeds")
+    grid: ClassVar[tuple[str, ...]] = ("budget", "cells")
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for cell in self.cells:
+        for cell, seeds in self.cells.items():
             check_choice("an entry of study.cells", cell, CELLS)
-        for name in ("seeds", "rounds", "clients", "cohort", "batch"):
+            check_number(f"study.cells.{cell}", seeds, minimum=1, integer=True)
+        for name in ("rounds", "clients", "cohort", "batch"):
             check_number(f"study.{name}", getattr(self, name), minimum=1, integer=True)
         check_number("study.target", self.target, above=0, below=1)
 
@@ -107,7 +107,7 @@ class Rounds(Reproduction):
             self.federation(cell, 0, setting)
 
     def points(self) -> list[Values]:
-        return [{"cell": cell, "seed": number} for number in range(self.seeds) for cell in self.cells]
+        return [{"cell": cell, "seed": number} for cell, seeds in self.cells.items() for number in range(seeds)]
 
     def federation(self, cell: str, number: int, setting: Setting) -> Federation:
         """The federation of a cell, with its seed's number."""

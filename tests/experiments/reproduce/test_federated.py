@@ -112,7 +112,7 @@ def test_the_running_best_crosses_between_two_rounds():
 
 
 def test_a_seed_that_did_not_get_there_counts_with_all_its_rounds():
-    study = fedavg.Rounds(budget="cpu", cells=["IID, E=1, B=10"], seeds=2, rounds=60)
+    study = fedavg.Rounds(budget="cpu", cells={"IID, E=1, B=10": 2}, rounds=60)
     cell = "IID, E=1, B=10"
     records = [{"cell": cell, "rows": [{"metric": cell, "value": value}]} for value in (30.0, None)]
     first, *others = verdicts(study, records)
