@@ -204,3 +204,10 @@ def test_the_readme_s_scoring_and_coverage_are_the_committed_ones():
     (seconds,) = re.findall(r"All attacks together: (\S+) \[\S+, (\S+)\] s by the clock", page)
     assert f"{seconds[0]} s ({seconds[1]} s at worst" in words
     assert "5.30% [3.80%, 7.15%]" in (ROOT / "results/benchmarks/audit_coverage.md").read_text()
+
+
+def test_the_readme_s_reproductions_are_the_committed_ones():
+    glance = (ROOT / "results/reproduce/README.md").read_text().split("\n\n")[2]
+    assert glance.startswith("| reproduction |")
+    assert glance in README
+    assert glance.count("\n") == 1 + len([path for path in (ROOT / "results/reproduce").iterdir() if path.is_dir()])

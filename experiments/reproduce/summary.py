@@ -3,15 +3,28 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 
 from experiments import record
-from experiments.reproduce.base import Judged, Reproduction, verdict_table, verdicts
+from experiments.reproduce.base import Judged, Reproduction, Verdict, verdict_table, verdicts
 from experiments.studies.base import make_study
-from experiments.table import Table, as_csv, as_latex, page_markdown
+from experiments.table import Entry, Table, as_csv, as_latex, as_markdown, page_markdown
 from fl_core.checkpoint import write_text
 
 FILES = ("README.md", "verdicts.csv", "verdicts.tex")
+VERDICTS: tuple[Verdict, ...] = ("matched", "missed", "scaled down", "not attempted")
+
+
+def glance(everything: Sequence[tuple[str, Judged]]) -> Table:
+    """A line a reproduction: how many numbers of each verdict, and the first of them that was measured."""
+    lines: list[list[Entry]] = []
+    for name in dict.fromkeys(name for name, _ in everything):
+        mine = [line for other, line in everything if other == name]
+        counts = Counter(line.verdict for line in mine)
+        (first,) = verdict_table([next((line for line in mine if line.row is not None), mine[0])]).lines
+        lines.append([name, *(str(counts[verdict] or "") for verdict in VERDICTS), *first[:3]])
+    return Table(["reproduction", *VERDICTS, "for example", "published", "ours"], lines)
 
 
 def write(folder: Path, out: Path | None = None) -> Path:
@@ -34,9 +47,7 @@ def write(folder: Path, out: Path | None = None) -> Path:
             f"Made by `{found.manifest['command']}` ({made}); [record]({path.parent.name}/manifest.json)."
         )
     counts = Counter(line.verdict for _, line in everything)
-    told = ", ".join(
-        f"{counts[verdict]} {verdict}" for verdict in ("matched", "missed", "scaled down", "not attempted")
-    )
+    told = ", ".join(f"{counts[verdict]} {verdict}" for verdict in VERDICTS)
     table = verdict_table([line for _, line in everything], in_full=True)
     named = Table(
         heads=["reproduction", *table.heads],
@@ -47,7 +58,7 @@ def write(folder: Path, out: Path | None = None) -> Path:
         f"{told}. A number is matched where it lies in our 95% interval, or ours is beyond it in the claim's sense, "
         "under the published protocol; under another protocol it is scaled down, and no verdict on the paper."
     )
-    write_text(out / "README.md", "\n\n".join([head, *parts]) + "\n")
+    write_text(out / "README.md", "\n\n".join([head, as_markdown(glance(everything)), *parts]) + "\n")
     write_text(out / "verdicts.csv", as_csv(named))
     write_text(out / "verdicts.tex", as_latex(named))
     return out / "README.md"
