@@ -107,6 +107,8 @@ class AlexNet(nn.Module):
 
 @dataclass(frozen=True, kw_only=True)
 class FedMIATable(Reproduction):
+    """The attacks of FedMIA's Table 1, on the server that sees each client's updates."""
+
     reads: ClassVar[tuple[str, ...]] = READS
     title: ClassVar[str] = "FedMIA: Table 1"
     source: ClassVar[str] = (

@@ -32,6 +32,7 @@ NEAR = 0.005  # the share of public pictures, on either side, by which the crowd
 
 
 def isolated(bins: int) -> str:
+    """What the published number with so many bins is called."""
     return f"share alone, {bins} bins"
 
 
