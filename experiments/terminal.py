@@ -57,6 +57,7 @@ class Parser(argparse.ArgumentParser):
         super().__init__(prog=f"python -m {module}", description=doc, formatter_class=_Help)
 
     def error(self, message: str) -> NoReturn:
+        """Say what is wrong in one line, and leave with exit code 2."""
         say(f"{message}; --help lists what is allowed")
         sys.exit(2)
 
