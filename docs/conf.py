@@ -43,7 +43,7 @@ nitpick_ignore_regex = [
         r"py:class",
         r"(argparse|asyncio|collections|cryptography|flwr|_?io|matplotlib|nn|np|numpy|omegaconf|pathlib|pfl|torch)\..*",
     ),
-    (r"py:class", r"dict\[.*"),  # how Sphinx splits a type that it could not read
+    (r"py:class", r"(dict|tuple)\[.*"),  # how Sphinx splits a type that it could not read
 ]
 
 
