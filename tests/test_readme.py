@@ -211,3 +211,22 @@ def test_the_readme_s_reproductions_are_the_committed_ones():
     assert glance.startswith("| reproduction |")
     assert glance in README
     assert glance.count("\n") == 1 + len([path for path in (ROOT / "results/reproduce").iterdir() if path.is_dir()])
+
+
+@pytest.mark.parametrize(
+    ("study", "field", "told"),
+    [
+        ("leakage_by_round", "rounds", {"1": ".51", "5": ".75", "20": ".98", "40": "1.00"}),
+        ("leakage_by_cohort", "participation.cohort", {"1": ".73", "5": ".90", "20": ".93"}),
+        ("leakage_by_heterogeneity", "partition.alpha", {"0.1": ".94", "1": ".97", "100": ".98"}),
+    ],
+)
+def test_the_readme_s_growth_is_the_committed_one(study: str, field: str, told: dict[str, str]):
+    areas = {
+        row["variant"]: f"{float(row['value']):.2f}".removeprefix("0")
+        for row in rows(study)
+        if (row["attack"], row["group"], row["metric"]) == ("LiRA", "canary", "auc")
+    }
+    assert {name: areas[f"{field} = {name}"] for name in told} == told
+    *first, last = told.values()
+    assert f"{', '.join(first)} and {last}" in " ".join(README.split())
