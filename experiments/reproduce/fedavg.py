@@ -160,7 +160,7 @@ class Rounds(Reproduction):
                 if late:
                     about["note"] += f"; {late} did not get there in {self.rounds} rounds, and counts with these"
             else:
-                about["note"] = "hours on two cores; the budget full measures it"
+                about["note"] = "one to two hours a seed on one core; the budget full measures it"
             found.append(about)
         return found
 
