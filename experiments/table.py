@@ -16,8 +16,8 @@ TEX = {
     "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{", "}": r"\}",
     "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "ε": r"$\varepsilon$", "σ": r"$\sigma$", "δ": r"$\delta$",
     "α": r"$\alpha$", "μ": r"$\mu$", "∞": r"$\infty$", "≥": r"$\ge$", "≤": r"$\le$", "×": r"$\times$", "·": r"$\cdot$",
-    "→": r"$\to$", "±": r"$\pm$", "—": "---", "–": "--", "²": "$^2$", "⁴": "$^4$", "⁶": "$^6$", "⁷": "$^7$",
-    "<": r"$<$", ">": r"$>$", "|": r"$|$", "“": "``", "”": "''",
+    "→": r"$\to$", "±": r"$\pm$", "—": "---", "–": "--", "⁰": "$^0$", "¹": "$^1$", "²": "$^2$", "⁴": "$^4$", "⁶": "$^6$",
+    "⁷": "$^7$", "<": r"$<$", ">": r"$>$", "|": r"$|$", "“": "``", "”": "''",
 }  # fmt: skip
 
 
@@ -155,7 +155,7 @@ def _bare(text: str) -> bool:
 
 def tex(text: str) -> str:
     """Text with what LaTeX reads as commands escaped."""
-    return "".join(TEX.get(letter, letter) for letter in text)
+    return "".join(TEX.get(letter, letter) for letter in text).replace("$\\varepsilon$\u0302", r"$\hat\varepsilon$")
 
 
 def as_csv(table: Table) -> str:

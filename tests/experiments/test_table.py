@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import csv
+from pathlib import Path
 
 import pytest
 
-from experiments.table import Number, Table, as_csv, as_latex, as_markdown, page_csv, page_latex, page_markdown
+from experiments.table import Number, Table, as_csv, as_latex, as_markdown, page_csv, page_latex, page_markdown, tex
+
+ROOT = Path(__file__).parents[2]
 
 APART = [["a", Number(value=0.9, low=0.85, high=0.95)], ["b", Number(value=0.7, low=0.6, high=0.8)], ["c", "—"]]
 
@@ -75,6 +78,21 @@ def test_markdown_and_latex_say_the_same_and_escape_what_they_must():
         r"\bottomrule",
         r"\end{tabular}",
     ]
+
+
+def test_a_bound_on_epsilon_and_powers_are_what_latex_can_read():
+    assert tex("ε̂ ≥ 1 at 2¹⁰, 2²⁰") == r"$\hat\varepsilon$ $\ge$ 1 at 2$^1$$^0$, 2$^2$$^0$"
+
+
+def test_committed_tables_hold_nothing_that_latex_cannot_read():
+    files = [path for path in (ROOT / "results").rglob("*.tex") if "runs" not in path.parts]
+    assert len(files) > 20
+    for path in files:
+        lines = [line for line in path.read_text().splitlines() if not line.startswith("%")]
+        assert "\n".join(lines).isascii(), path
+        assert sum(line.count("{") - line.count("}") - line.count(r"\{") + line.count(r"\}") for line in lines) == 0, (
+            path
+        )
 
 
 def test_the_csv_holds_full_precision_and_the_interval_s_ends():
