@@ -56,7 +56,7 @@ def test_a_shell_is_answered_without_loading_torch(shell: Path):
     # which takes seconds at every press of the key
     code = "import sys, atexit; atexit.register(lambda: print('torch' in sys.modules)); import experiments.command as c"
     program = f"{code}; sys.argv = ['mirage', '-sc', 'query=bash']; c.main()"
-    around = os.environ | {"COMP_LINE": "mirage experiment=leak"}
+    around = os.environ | {"COMP_LINE": "mirage experiment=leakage_vs"}
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, env=around)
     assert done.stdout.split() == ["experiment=leakage_vs_epsilon", "False"]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import re
 from pathlib import Path
 
@@ -24,12 +25,12 @@ from experiments.sweep_paper import figures_of
 from fl_core.checkpoint import read_json
 
 RESULTS = Path(__file__).resolve().parents[2] / "results"
-FOLDERS = [folder.relative_to(RESULTS) for folder in paper.all_folders(RESULTS)]
+FOLDERS = [one.relative_to(RESULTS) for one in paper.all_folders(RESULTS) if list(one.glob("*.pdf"))]
 POINTS_AN_INCH = 72
 
 
 def figures(folder: Path) -> list[Figure]:
-    found = []
+    found: list[Figure] = []
     if (folder / record.FILE).exists():
         kept = record.read(folder)
         title = str(kept.manifest["title"])
@@ -37,6 +38,9 @@ def figures(folder: Path) -> list[Figure]:
             found += [one for one in figures_of(kept.cells, title).values() if one is not None]
         else:
             found.append(make_study(kept.manifest["config"]["study"]).figure(kept.points, title))
+    for file in folder.glob("*.json") if folder.name == paper.BENCHMARKS else ():
+        module = importlib.import_module(f"experiments.benchmarks.{file.stem}")
+        found += (module.figures(read_json(file)) if hasattr(module, "figures") else {}).values()
     if (folder / holdings.RECORD).exists():
         kept_deals = read_json(folder / holdings.RECORD)["deals"]
         found.append(holdings.draw([holdings.deal_of(one) for one in kept_deals]))
