@@ -73,6 +73,7 @@ def write(folders: Sequence[Path], name: str, title: str, command: str, failed: 
         )
     )
     print("Open:", *(f"  {out / file}" for file in SHOWN if file in written), sep="\n")
+    print(f"To explore: python -m experiments.report {out}")
     return out
 
 

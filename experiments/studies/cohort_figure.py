@@ -19,7 +19,6 @@ from experiments.studies.panels import below, marks
 
 COLORS = (BLUE, GREEN, ORANGE, PURPLE, SKY, GREY)
 MARKERS = ("o", "s", "^", "D", "v", "P")
-STROKES: tuple[Any, ...] = ("-", "--", "-.", ":", (0, (3, 1, 1, 1, 1, 1)), (0, (6, 1)), (0, (1, 3)), (0, (8, 3)))
 
 
 def draw(records: Sequence[Values], title: str, fpr: float) -> Figure:
@@ -48,8 +47,6 @@ def draw(records: Sequence[Values], title: str, fpr: float) -> Figure:
 def predicted(axes: Axes, found: Sequence[Values], color: str, **style: Any) -> None:
     """A line through what theory predicts, where it predicts something."""
     drawn = [row for row in found if row["theory"] is not None]
-    earlier = sum(str(line.get_gid()).endswith("predicted") for line in axes.lines)
-    style.setdefault("linestyle", STROKES[earlier % len(STROKES)])  # told apart in grey, too
     axes.plot([row["cohort"] for row in drawn], [row["theory"] for row in drawn], color=color, linewidth=0.9, **style)
 
 
@@ -63,12 +60,12 @@ def _known(axes: Axes, records: Sequence[Values]) -> None:
     _frame(axes, "a  Known answer: Gaussian updates", "AUC")
     dimensions = list(dict.fromkeys(row["dimension"] for row in rows(records, kind="gaussian")))
     for number, dimension in enumerate(dimensions):
-        for game, words, face in (("replaced", "replaced", None), ("pair", "known pair", "white")):
+        for game, words, line, face in (("replaced", "replaced", "-", None), ("pair", "known pair", "--", "white")):
             found = rows(records, kind="gaussian", dimension=dimension, game=game, metric="auc")
             color, marker = COLORS[number], MARKERS[number]
             label = f"d = {dimension}, {words}"
             marks(axes, found, "cohort", color=color, marker=marker, label=label, markerfacecolor=face)
-            predicted(axes, found, color, gid=f"{label}, predicted")
+            predicted(axes, found, color, linestyle=line, gid=f"{label}, predicted")
     below(axes, 2)
 
 
@@ -115,11 +112,11 @@ def _noise(axes: Axes, records: Sequence[Values], metric: str, title: str, ylabe
     predicted(axes, plain, "black", gid="masks alone, predicted")
     epsilons = sorted({row["epsilon"] for row in rows(records, kind="noise") if row["epsilon"] is not None})
     for number, (epsilon, color, marker) in enumerate(zip(epsilons, (BLUE, GREEN, ORANGE), MARKERS, strict=False)):
-        for view, face in (("server", "white"), ("secure_server", None)):
+        for view, line, face in (("server", "--", "white"), ("secure_server", "-", None)):
             found = rows(records, kind="noise", epsilon=epsilon, view=view, metric=metric)
             words = f"ε = {epsilon:g}, {view.replace('_', ' ')}"
             marks(axes, found, "cohort", color=color, marker=marker, markerfacecolor=face, gid=words)
-            predicted(axes, found, color, gid=f"{words}, predicted")
+            predicted(axes, found, color, linestyle=line, gid=f"{words}, predicted")
         axes.plot(
             [found[0]["cohort"], found[-1]["cohort"]], [found[0]["ceiling"]] * 2,
             color=color, linestyle=(0, (1, 1 + number)), linewidth=0.9, gid=f"ceiling of ε = {epsilon:g}",

@@ -39,6 +39,7 @@ def write(config: Mapping[str, Any], runs: Sequence[str], command: str) -> Path:
     told = page_markdown(_study(found).table(found.points))
     print("\n".join([told, *store.older({run.folder: run.manifest["revision"] for run in stored}, "points")]))
     print("Open:", *(f"  {out / file}" for file in ("figure.png", "table.md", "data.csv")), sep="\n")
+    print(f"To explore: python -m experiments.report {out}")
     return out
 
 

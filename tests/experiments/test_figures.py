@@ -57,7 +57,9 @@ def looks(axes: Axes) -> list[tuple[str, tuple[object, ...], str]]:
     drawn = (line for line in axes.lines if len(line.get_xydata()))
     lines = [line for line in drawn if line not in parts and line.get_label() != DECORATION]
     found += [(line.get_gid() or line.get_label(), line) for line in lines]
-    return [(name, _in_grey(line), line.get_color()) for name, line in found if name and not name.startswith("_")]
+    # What is predicted is a line through the marks of its own series, which are told apart.
+    shown = [(name, line) for name, line in found if name and not name.startswith("_")]
+    return [(name, _in_grey(line), line.get_color()) for name, line in shown if not name.endswith(", predicted")]
 
 
 def _in_grey(line: Line2D) -> tuple[object, ...]:
