@@ -46,7 +46,9 @@ class RMIAOffline(Reproduction):
             overrides=(*SMOKE_POPULATION, "replicas=12", "attack.fpr=1e-4"),
             differs="scikit-learn's digits and a CNN of two convolutions",
         ),
-        "cpu": Budget(overrides=(*CPU_POPULATION, "attack.fpr=1e-4"), differs=f"{CPU_DIFFERS}; 32 targets"),
+        "cpu": Budget(
+            overrides=(*CPU_POPULATION, "attack.fpr=1e-4"), differs=f"{CPU_DIFFERS}; 64 targets, 1,000 public pictures"
+        ),
         "full": Budget(
             overrides=(*FULL_POPULATION, "signals.public=10000", "replicas=16", "attack.fpr=1e-4"),
             differs="",

@@ -80,6 +80,8 @@ class ShadowAttack(Reproduction):
         ),
     )
     skipped: ClassVar[Mapping[str, str]] = {
+        "CIFAR-10, 10,000 pictures: precision": "only with the budget full",
+        "CIFAR-10, 15,000 pictures: precision": "only with the budget full",
         "MNIST: precision": "the target was a model of Google's prediction service, which nobody can train any more",
         **{
             one.what: "no such data at hand, and the target was a model of Google's prediction service"
