@@ -22,12 +22,12 @@ Array = NDArray[np.float64]
 RATES = ("attack.fpr=0.001", "attack.fprs=[1e-5]")
 
 CPU_POPULATION = (
-    *ALONE, *CIFAR10, "data.limit=2000", "data.test_limit=1000", "model.width=16",
+    *ALONE, *CIFAR10, "data.limit=3200", "data.test_limit=1000", "model.width=16",
     "sampler=shuffled", "sampler.local_epochs=20", "sampler.batch_size=32", "algorithm.lr=0.01",
-    "algorithm.momentum=0.9", "rounds=1", "replicas=32", "shard=8", "backend=loop", "signals.queries=4",
+    "algorithm.momentum=0.9", "rounds=1", "replicas=64", "shard=8", "backend=loop", "signals.queries=4",
     "signals.public=1000",
 )  # fmt: skip
-"""32 models of a small CNN, with the epochs, batches and rate of experiment=lira_cifar.
+"""64 models of a small CNN, with the epochs, batches and rate of experiment=lira_cifar.
 
 The 16-model smoke test and RMIA ask the same replicas.
 """
@@ -45,7 +45,7 @@ SMOKE_POPULATION = (
 )  # fmt: skip
 
 CPU_DIFFERS = (
-    "CIFAR-10 saved again as JPEG, 1,000 of 2,000 pictures a model in place of 25,000 of 50,000, a CNN of two "
+    "CIFAR-10 saved again as JPEG, 1,600 of 3,200 pictures a model in place of 25,000 of 50,000, a CNN of two "
     "convolutions trained for 20 epochs without augmentation in place of a WRN28-2"
 )
 
@@ -143,7 +143,7 @@ class LiRATables(Reproduction):
         "cpu": Budget(
             overrides=(*CPU_POPULATION, *RATES),
             options={"fixed_variance": True, "every_query": False},
-            differs=f"{CPU_DIFFERS}; 31 shadows, and one variance for all examples",
+            differs=f"{CPU_DIFFERS}; 63 shadows, and one variance for all examples",
         ),
         "full": Budget(
             overrides=(*FULL_POPULATION, *RATES, "replicas=256", "signals.queries=18"),

@@ -102,7 +102,7 @@ class SixteenModels(Reproduction):
         "cpu": Budget(
             overrides=(*CPU_POPULATION, "attack.fpr=0.001"),
             options={"models": ["WRN28-2"], "every_query": False},
-            differs=f"{CPU_DIFFERS}; 32 targets with 15 shadows each, and one query",
+            differs=f"{CPU_DIFFERS}; 64 targets with 15 shadows each, and one query",
         ),
         "full": Budget(
             overrides=(*FULL_POPULATION, "replicas=16", "signals.queries=2", "attack.fpr=0.001"),

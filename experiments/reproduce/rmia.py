@@ -21,8 +21,6 @@ def _offline(references: int) -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class RMIAOffline(Reproduction):
-    """RMIA with one, two and four references, none of them trained on the example."""
-
     reads: ClassVar[tuple[str, ...]] = READS
     title: ClassVar[str] = "RMIA, offline"
     source: ClassVar[str] = (
@@ -49,7 +47,7 @@ class RMIAOffline(Reproduction):
             differs="scikit-learn's digits and a CNN of two convolutions",
         ),
         "cpu": Budget(
-            overrides=(*CPU_POPULATION, "attack.fpr=1e-4"), differs=f"{CPU_DIFFERS}; 32 targets, 1,000 public pictures"
+            overrides=(*CPU_POPULATION, "attack.fpr=1e-4"), differs=f"{CPU_DIFFERS}; 64 targets, 1,000 public pictures"
         ),
         "full": Budget(
             overrides=(*FULL_POPULATION, "signals.public=10000", "replicas=16", "attack.fpr=1e-4"),
