@@ -210,6 +210,10 @@ def test_the_readme_s_reproductions_are_the_committed_ones():
     glance = (ROOT / "results/reproduce/README.md").read_text().split("\n\n")[2]
     assert glance.startswith("| reproduction |")
     assert glance in README
+    measured = csv.DictReader((ROOT / "results/reproduce/fedmia/data.csv").open())
+    areas = {row["metric"]: f"{float(row['value']):.2f}"[1:] for row in measured if row["metric"].endswith("AUC")}
+    loss, fedmia = (areas[f"{attack}, nobody's pictures: AUC"] for attack in ("loss", "FedMIA-II"))
+    assert f"(AUC {loss}, FedMIA-II {fedmia})" in README
     assert glance.count("\n") == 1 + len([path for path in (ROOT / "results/reproduce").iterdir() if path.is_dir()])
 
 

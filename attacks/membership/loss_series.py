@@ -1,6 +1,7 @@
 """Membership from the models of many rounds: how well they fit an example, and how fast they came to.
 
-The average over rounds is the baseline called loss series by Zhu et al. 2025 (FedMIA, Table 1).
+The average over rounds is that of the loss series of Zhu et al. 2025 (FedMIA, Table 1), whose released code takes it
+over the client's own models after local training; here it is over the global ones, which a participant sees.
 """
 
 from __future__ import annotations
