@@ -21,6 +21,8 @@ def _offline(references: int) -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class RMIAOffline(Reproduction):
+    """RMIA with one, two and four references, none of them trained on the example."""
+
     reads: ClassVar[tuple[str, ...]] = READS
     title: ClassVar[str] = "RMIA, offline"
     source: ClassVar[str] = (
