@@ -88,6 +88,22 @@ class CellResult:
         """The first audit of the configuration, for the summary."""
         return self.audits[0] if self.audits else None
 
+    def bounds(self) -> list[tuple[Row, float]]:
+        """The lower bound on ε of each audit that has one, as a row, and the ε accounted against its view."""
+        found = []
+        for audit in self.audits:
+            if audit["epsilon"] is None:
+                continue
+            row = Row(
+                question="audit", attack=f"one-run audit by {audit['attack']}", view=audit["view"],
+                knowledge="canaries by a fair coin", group="canary", metric="epsilon_lower_bound",
+                value=audit["epsilon"], low=None, high=None, ceiling=audit["ceiling"],
+                note=f"{audit['correct']} of {audit['guesses']} guesses right, confidence {audit['confidence']:.4g}",
+                samples=f"{audit['targets']} targets, {audit['canaries']} canaries",
+            )  # fmt: skip
+            found.append((row, self.accounted_against(audit["view"])))
+        return found
+
     def attacks(self) -> list[str]:
         """The names of the membership attacks, in the configuration's order."""
         return list(dict.fromkeys(row.attack for row in self.rows if row.question == "membership"))

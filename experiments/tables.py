@@ -240,18 +240,8 @@ def as_csv(cells: Sequence[CellResult]) -> str:
         }
         for row in cell.rows:
             writer.writerow({**about, **asdict(row)})
-        for audit in cell.audits:
-            if audit["epsilon"] is None:
-                continue
-            bound = Row(
-                question="audit", attack=f"one-run audit by {audit['attack']}", view=audit["view"],
-                knowledge="canaries by a fair coin", group="canary", metric="epsilon_lower_bound",
-                value=audit["epsilon"], low=None, high=None, ceiling=audit["ceiling"],
-                note=f"{audit['correct']} of {audit['guesses']} guesses right, confidence {audit['confidence']:.4g}",
-                samples=f"{audit['targets']} targets, {audit['canaries']} canaries",
-            )  # fmt: skip
-            accounted = {"accounted_epsilon": cell.accounted_against(audit["view"])}
-            writer.writerow({**about, **accounted, **asdict(bound)})
+        for bound, accounted in cell.bounds():
+            writer.writerow({**about, "accounted_epsilon": accounted, **asdict(bound)})
     return out.getvalue()
 
 

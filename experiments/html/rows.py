@@ -78,20 +78,7 @@ ROW = tuple(field.name for field in fields(Row))
 
 def _bounds(cell: CellResult) -> list[tuple[Row, dict[str, float | None]]]:
     """The lower bound on ε of each audit, with the ε that is accounted against its view."""
-    found = []
-    for audit in cell.audits:
-        if audit["epsilon"] is None:
-            continue
-        row = Row(
-            question="audit", attack=f"one-run audit by {audit['attack']}", view=audit["view"],
-            knowledge="canaries by a fair coin", group="canary", metric="epsilon_lower_bound",
-            value=audit["epsilon"], low=None, high=None, ceiling=audit["ceiling"],
-            note=f"{audit['correct']} of {audit['guesses']} guesses right, confidence {audit['confidence']:.4g}",
-            samples=f"{audit['targets']} targets, {audit['canaries']} canaries",
-        )  # fmt: skip
-        accounted = cell.accounted_against(audit["view"])
-        found.append((row, {"accounted": accounted if math.isfinite(accounted) else None}))
-    return found
+    return [(row, {"accounted": accounted if math.isfinite(accounted) else None}) for row, accounted in cell.bounds()]
 
 
 def of_points(records: Sequence[Values], manifest: Mapping[str, Any]) -> Columns:
