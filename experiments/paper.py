@@ -23,6 +23,9 @@ from experiments.terminal import Parser, one_line_errors
 from fl_core.errors import InputError
 
 STALE = 1
+POINTS = 1e-3  # a PDF's coordinates are in points, 1/72 inch, with six decimals
+WORD = re.compile(rb"\((?:\\.|[^()\\])*\)|[^\s\[\]()]+", re.DOTALL)  # a string in parentheses, or what has no space
+NUMBER = re.compile(rb"[-+]?\d+(?:\.\d*)?")
 BENCHMARKS, REPRODUCED = "benchmarks", "reproduce"
 
 
@@ -60,14 +63,20 @@ def stale(folder: Path) -> list[str]:
 
 
 def same(old: Path, new: Path) -> bool:
-    """Whether two files have the same content: the same bytes, of a PDF after its streams are inflated.
+    """Whether two files have the same content: the same bytes, or PDFs that draw the same to within POINTS.
 
-    What deflates a PDF's streams is Python's own zlib, whose output differs between builds of it.
+    What deflates a PDF's streams is Python's own zlib, whose output differs between builds of it; and a processor with
+    other vector instructions may round a coordinate the other way, or give -0 for 0.
     """
     if not old.is_file():
         return False
     before, after = old.read_bytes(), new.read_bytes()
-    return before == after or (old.suffix == ".pdf" and _inflated(before) == _inflated(after))
+    return before == after or (old.suffix == ".pdf" and _same_drawings(before, after))
+
+
+def _same_drawings(old: bytes, new: bytes) -> bool:
+    streams, others = _inflated(old), _inflated(new)
+    return len(streams) == len(others) and all(map(_same_drawing, streams, others))
 
 
 def _inflated(pdf: bytes) -> list[bytes]:
@@ -76,6 +85,18 @@ def _inflated(pdf: bytes) -> list[bytes]:
         zlib.decompressobj().decompress(stream) if stream[:1] == b"\x78" else stream
         for stream in re.findall(rb"stream\r?\n(.*?)\r?\nendstream", pdf, re.DOTALL)
     ]
+
+
+def _same_drawing(old: bytes, new: bytes) -> bool:
+    """Whether two streams are the same bytes, or the same words and strings with numbers within POINTS."""
+    words, others = WORD.findall(old), WORD.findall(new)
+    return old == new or (len(words) == len(others) and all(map(_same_word, words, others)))
+
+
+def _same_word(old: bytes, new: bytes) -> bool:
+    if old == new:
+        return True
+    return bool(NUMBER.fullmatch(old) and NUMBER.fullmatch(new)) and abs(float(old) - float(new)) <= POINTS
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

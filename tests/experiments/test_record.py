@@ -1,15 +1,13 @@
-"""What a results folder keeps, and that what is drawn from it is held to it."""
+"""What a results folder keeps."""
 
 from __future__ import annotations
 
-import json
 import lzma
-import zlib
 
 import numpy as np
 import pytest
 
-from experiments import collect, paper, record
+from experiments import collect, record
 from fl_core.errors import InputError
 
 POINT = {"base": 2, "rows": [{"metric": "square", "value": 0.1 + 0.2, "low": None, "high": 1e-17}]}
@@ -57,34 +55,3 @@ def test_a_folder_without_a_whole_record_is_refused(tmp_path, manifest, kept, sa
 def test_the_examples_with_pictures_are_those_of_the_first_attack_that_ran():
     rows = [{"attack": "gradient ascent"}, {"attack": "LiRA"}, {"attack": "BaVarIA"}]
     assert collect.first_ranked(rows, {"BaVarIA": [], "LiRA": []}) == "LiRA"
-
-
-def test_pdfs_are_compared_by_what_they_draw_and_other_files_by_their_bytes(tmp_path):
-    def pdf(name, content, level):
-        path = tmp_path / f"{name}.pdf"
-        path.write_bytes(b"%PDF\nstream\n" + zlib.compress(content, level) + b"\nendstream\n" + bytes([48 + level]))
-        return path
-
-    drawn = b"0 0 m 1 1 l S\n" * 100
-    assert paper.same(pdf("a", drawn, 1), pdf("b", drawn, 9))
-    assert not paper.same(pdf("a", drawn, 1), pdf("b", drawn + b"2 2 l", 1))
-    (tmp_path / "a.md").write_text("x")
-    (tmp_path / "b.md").write_text("x ")
-    assert not paper.same(tmp_path / "a.md", tmp_path / "b.md")
-    assert not paper.same(tmp_path / "missing.md", tmp_path / "b.md")
-
-
-def test_a_folder_that_was_edited_by_hand_is_named_and_left_as_it_is(tmp_path, capsys):
-    study = {"_target_": "tests.experiments.studies.squares.Squares", "bases": [2]}
-    manifest = {"title": "Squares", "name": "squares", "config": {"study": study}}
-    row = {"metric": "square", "value": 4.0, "low": 3.0, "high": 5.0}
-    record.write(tmp_path, json.loads(json.dumps(manifest)), points=[{"base": 2, "rows": [row]}])
-    paper.main([str(tmp_path)])
-    paper.main([str(tmp_path), "--check"])
-    (tmp_path / "table.md").write_text("4.1")
-    capsys.readouterr()
-    with pytest.raises(SystemExit) as stopped:
-        paper.main([str(tmp_path), "--check"])
-    assert stopped.value.code == paper.STALE
-    assert f"not current: {tmp_path / 'table.md'}" in capsys.readouterr().out
-    assert (tmp_path / "table.md").read_text() == "4.1"
