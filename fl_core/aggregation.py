@@ -42,10 +42,12 @@ def public_weights(weighting: str, sizes: Tensor, cap: float | None = None) -> T
 
 
 class Aggregator(Protocol):
-    """`streams` says that `add` to a running sum will do, so that no more than a part of a cohort is ever in memory."""
+    """Makes one update of a cohort's."""
 
     @property
-    def streams(self) -> bool: ...
+    def streams(self) -> bool:
+        """Whether `add` to a running sum will do, so that no more than a part of a cohort is ever in memory."""
+        ...
 
     def __call__(self, updates: Tree, shares: Tensor, present: Tensor) -> Tree: ...
 

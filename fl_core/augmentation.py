@@ -28,7 +28,7 @@ def none() -> None:
 
 
 @dataclass(frozen=True, kw_only=True)
-class FlipAndShift:
+class FlipAndShift(Augmentation):
     """Mirror a picture by a fair coin, and move it by up to `shift` pixels along each axis.
 
     What enters at a border is the picture's own reflection, in the place of the zeros of He et al. (2016, section 4.2),

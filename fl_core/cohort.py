@@ -33,6 +33,7 @@ class Cohort:
 
     @property
     def present(self) -> Tensor:
+        """Which seats are taken, bool [replicas, seats]."""
         return self.clients != NOBODY
 
 

@@ -37,6 +37,7 @@ class ImageSet:
         return channels, height, width
 
     def to(self, device: torch.device) -> ImageSet:
+        """Pixels, labels and owners on `device`; what is there already is shared and not copied."""
         owners = None if self.owners is None else self.owners.to(device)
         return replace(self, images=self.images.to(device), labels=self.labels.to(device), owners=owners)
 
@@ -46,6 +47,7 @@ class ImageSet:
         return replace(self, images=self.images[index], labels=self.labels[index], owners=owners)
 
     def relabel(self, labels: Tensor) -> ImageSet:
+        """The same pictures, owners and classes with other `labels` [examples]."""
         return replace(self, labels=labels)
 
 

@@ -94,6 +94,7 @@ class Devices:
         check_number("fleet.devices.dropout_before + fleet.devices.dropout_after", both, below=1)
 
     def hardware(self, clients: int, run: int, replica: int) -> Hardware:
+        """The speeds of a replica's clients, drawn from the run and the replica alone."""
         normal = torch.randn(3, clients, dtype=torch.float64, generator=generator(run, "device speeds", replica))
         sigmas = torch.tensor([self.example_sigma, self.download_sigma, self.upload_sigma], dtype=torch.float64)
         medians = [self.example_seconds, self.download * MEGABYTE, self.upload * MEGABYTE]

@@ -55,7 +55,9 @@ class Fleet(Protocol):
     """Turns a participation into rounds."""
 
     @property
-    def synchronous(self) -> bool: ...
+    def synchronous(self) -> bool:
+        """Whether all who train in a round start from that round's model."""
+        ...
 
     def check(self, participation: Participation, clients: int) -> None:
         """InputError where the two do not go together, or do not fit that many clients."""
@@ -67,7 +69,7 @@ class Fleet(Protocol):
 
 
 @dataclass(frozen=True)
-class Ideal:
+class Ideal(Fleet):
     """Everybody asked takes part at once. There is no clock: every round takes 0 s."""
 
     synchronous: ClassVar[bool] = True
@@ -95,7 +97,7 @@ class Ideal:
 
 
 @dataclass(frozen=True)
-class Synchronous:
+class Synchronous(Fleet):
     """Rounds that begin together, with over-selection and deadlines (Bonawitz et al. 2019, sections 2.2 and 9).
 
     A round closes when `target` updates have arrived (None waits for all who are not lost), or `deadline` seconds
@@ -193,7 +195,7 @@ class Synchronous:
 
 
 @dataclass(frozen=True)
-class Buffered:
+class Buffered(Fleet):
     """FedBuff: `concurrency` clients train at any time, and every `buffer` updates make a round (Nguyen et al. 2022).
 
     A client starts from the model that is current when it is asked. Its update is tau rounds stale when it arrives,

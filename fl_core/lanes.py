@@ -53,11 +53,17 @@ class Feed(Protocol):
     """Hands out batches. `one` gives a single lane's batch without padding, or None where that lane is idle."""
 
     @property
-    def steps(self) -> int: ...
+    def steps(self) -> int:
+        """How many steps the lane with the longest plan takes."""
+        ...
 
-    def stacked(self, step: int) -> Batch: ...
+    def stacked(self, step: int) -> Batch:
+        """All lanes' batches of a step [lanes, batch, ...]; its mask is 0 in padding."""
+        ...
 
-    def one(self, step: int, lane: int) -> Batch | None: ...
+    def one(self, step: int, lane: int) -> Batch | None:
+        """The batch of one lane [1, batch, ...] without padding; None where that lane is idle."""
+        ...
 
 
 _T = TypeVar("_T", Tree, Gradients)

@@ -14,15 +14,19 @@ Tree = dict[str, Tensor]
 
 
 class Optimizer(Protocol):
-    """`slots(variables)` makes the state; `step(...)` moves `variables` and `slots` in place, without autograd."""
+    """How variables follow their gradients, without autograd. Its state is its `slots`."""
 
-    def slots(self, variables: Tree) -> Tree: ...
+    def slots(self, variables: Tree) -> Tree:
+        """The state at the start [lanes, ...], for variables [lanes, ...]."""
+        ...
 
-    def step(self, variables: Tree, gradients: Tree, slots: Tree, step: int) -> None: ...
+    def step(self, variables: Tree, gradients: Tree, slots: Tree, step: int) -> None:
+        """Move `variables` and `slots` in place, all lanes' [lanes, ...] or one's [...]; `step` counts from 0."""
+        ...
 
 
 @dataclass(frozen=True, kw_only=True)
-class SGD:
+class SGD(Optimizer):
     """Stochastic gradient descent with heavy-ball momentum and L2 weight decay, in torch.optim.SGD's convention.
 
     A subclass that bends the gradient first overrides `direction`.
@@ -61,7 +65,7 @@ class SGD:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Adam:
+class Adam(Optimizer):
     """Adam, its rate divided by ten at 3/8, 5/8 and 7/8 of the way; `signed`, on the gradient's sign.
 
     Both the schedule and the sign are Geiping et al.'s (2020). `box` keeps every variable inside [low, high] after each

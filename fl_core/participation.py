@@ -57,7 +57,9 @@ class Participation(Protocol):
         """How many are asked in a round, on average; public."""
         ...
 
-    def event(self, clients: int, rounds: int) -> ParticipationEvent: ...
+    def event(self, clients: int, rounds: int) -> ParticipationEvent:
+        """What an accountant may compose for one client over so many rounds."""
+        ...
 
     def check(self, clients: int) -> None:
         """InputError where it does not fit that many clients."""
@@ -75,7 +77,7 @@ def _check_cohort(cohort: int, most: int, of: str) -> None:
 
 
 @dataclass(frozen=True)
-class Everyone:
+class Everyone(Participation):
     """All clients, in every round. No amplification for anyone."""
 
     def eligible(self, clients: int, run: int, replica: int, round: int) -> Tensor:
@@ -94,7 +96,7 @@ class Everyone:
 
 
 @dataclass(frozen=True)
-class Fixed:
+class Fixed(Participation):
     """The same `cohort` clients in every round, drawn once a replica: cross-silo. No amplification for anyone."""
 
     cohort: int
@@ -119,7 +121,7 @@ class Fixed:
 
 
 @dataclass(frozen=True)
-class Uniform:
+class Uniform(Participation):
     """A new cohort in every round, uniformly without replacement (McMahan et al. 2017, Algorithm 1).
 
     Amplifies under replace-one neighbours, for those who see models alone.
@@ -147,7 +149,7 @@ class Uniform:
 
 
 @dataclass(frozen=True)
-class PoissonClients:
+class PoissonClients(Participation):
     """Every client by its own coin, in every round (McMahan et al. 2018, Algorithm 1); a round may have nobody.
 
     Amplifies under add-or-remove-one neighbours, for those who see models alone. The expected cohort, rate x clients,
@@ -176,7 +178,7 @@ class PoissonClients:
 
 
 @dataclass(frozen=True)
-class Available:
+class Available(Participation):
     """Clients that come and go, as phones that charge at night (Eichner et al. 2019; Yang et al. 2021).
 
     A client is available for a `share` of every `period` of rounds, in one stretch that begins at its own time of
@@ -218,7 +220,7 @@ class Available:
 
 
 @dataclass(frozen=True)
-class Cyclic:
+class Cyclic(Participation):
     """`groups` blocks of clients that take turns (block-cyclic, Eichner et al. 2019).
 
     Neighbours in number share a block, and blocks differ by one client at most. Block `round mod groups` is asked:
@@ -260,7 +262,7 @@ class Cyclic:
 
 
 @dataclass(frozen=True)
-class Swapping:
+class Swapping(Participation):
     """A random cohort of which, from round to round, one random client leaves and one from outside joins.
 
     So cohorts change as slowly as they can, as where devices come and go one by one. No amplification for anyone.
@@ -294,7 +296,7 @@ class Swapping:
 
 
 @dataclass(frozen=True)
-class Batches:
+class Batches(Participation):
     """Whole batches only (So et al. 2021, section 4): clients are dealt into batches of `batch` once a replica.
 
     A round asks cohort / batch random batches, whole. So whatever is computed from the sums of any number of rounds has

@@ -22,13 +22,15 @@ MOST_EVEN = 1e6
 
 
 class Partition(Protocol):
-    """`owners(data, clients, run)` gives each example's client [examples], on the CPU."""
+    """Who holds which example."""
 
-    def owners(self, data: ImageSet, clients: int, run: int) -> Tensor: ...
+    def owners(self, data: ImageSet, clients: int, run: int) -> Tensor:
+        """Each example's client [examples], int64, on the CPU; InputError where the data cannot be dealt so."""
+        ...
 
 
 @dataclass(frozen=True)
-class IID:
+class IID(Partition):
     """Every client gets an equal share, drawn uniformly; sizes differ by at most one."""
 
     def owners(self, data: ImageSet, clients: int, run: int) -> Tensor:
@@ -39,7 +41,7 @@ class IID:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Dirichlet:
+class Dirichlet(Partition):
     """Each class is split over the clients in Dirichlet(alpha) shares (Hsu et al. 2019); a small alpha is uneven."""
 
     alpha: float = 0.5
@@ -60,7 +62,7 @@ class Dirichlet:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Shards:
+class Shards(Partition):
     """Examples sorted by class are cut into equal shards; each client gets `shards_per_client` of them at random.
 
     McMahan et al. 2017, section 3: "pathological", since two shards are the examples of about two classes. Sizes of
@@ -90,7 +92,7 @@ class Shards:
 
 
 @dataclass(frozen=True, kw_only=True)
-class QuantitySkew:
+class QuantitySkew(Partition):
     """Clients differ in how much they hold, not in what: sizes in Dirichlet(alpha) shares, classes as in the pool.
 
     Quantity skew of Li et al. 2022 (Federated Learning on Non-IID Data Silos). Every client first gets `minimum`
@@ -120,7 +122,7 @@ class QuantitySkew:
 
 
 @dataclass(frozen=True)
-class Natural:
+class Natural(Partition):
     """Every owner that the data name (a writer, a photographer, a hospital) is a client, numbered as in the data."""
 
     def owners(self, data: ImageSet, clients: int, run: int) -> Tensor:

@@ -20,6 +20,7 @@ class HeConv2d(nn.Conv2d):
         super().__init__(channels_in, channels_out, size, stride, padding=size // 2, bias=bias)
 
     def reset_parameters(self) -> None:
+        """Draw the weights anew from torch's global generator and put the biases to 0; a new layer has done so."""
         nn.init.kaiming_normal_(self.weight, mode="fan_out", nonlinearity="relu")
         with torch.no_grad():
             self.weight.mul_(self.gain)

@@ -60,15 +60,21 @@ class ExampleRule(Protocol):
     are finite as long as the model is.
     """
 
-    def sum(self, gradients: Gradients, mask: Tensor, inputs: tuple[Input, ...], step: Step) -> Tree: ...
+    def sum(self, gradients: Gradients, mask: Tensor, inputs: tuple[Input, ...], step: Step) -> Tree:
+        """What a part of the batch adds: its gradients [lanes, part, ...] reduced to [lanes, ...]."""
+        ...
 
-    def finish(self, sums: Tree, step: Step) -> Tree: ...
+    def finish(self, sums: Tree, step: Step) -> Tree:
+        """The step's gradient [lanes, ...] of all parts' sums; it may change `sums` and what `step` keeps."""
+        ...
 
 
 class BatchRule(Protocol):
-    """Changes a lane's batches before they are trained on; `feed` hands out the new ones, with one seed a lane."""
+    """Changes a lane's batches before they are trained on."""
 
-    def feed(self, feed: Any, seeds: Sequence[int], classes: int) -> Any: ...
+    def feed(self, feed: Any, seeds: Sequence[int], classes: int) -> Any:
+        """The feed that serves the changed batches of `feed`; `seeds` are one a lane."""
+        ...
 
 
 Examples = Callable[[Tensor, tuple[Input, ...]], Gradients]

@@ -10,13 +10,15 @@ from fl_core.errors import check_number
 
 
 class Schedule(Protocol):
-    """The learning rate's factor in `round` (0 is the first) of `rounds`, above 0."""
+    """How the learning rate changes over a run."""
 
-    def factor(self, round: int, rounds: int) -> float: ...
+    def factor(self, round: int, rounds: int) -> float:
+        """What the rate is multiplied with in `round` (0 is the first) of `rounds`, above 0."""
+        ...
 
 
 @dataclass(frozen=True)
-class Constant:
+class Constant(Schedule):
     """The same rate in every round."""
 
     def factor(self, round: int, rounds: int) -> float:
@@ -24,7 +26,7 @@ class Constant:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Exponential:
+class Exponential(Schedule):
     """Multiplied by `decay` after every `every` rounds; with a large `every`, a staircase."""
 
     decay: float
@@ -39,7 +41,7 @@ class Exponential:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Cosine:
+class Cosine(Schedule):
     """Down half a cosine over the run, from 1 to `floor` (Loshchilov & Hutter 2017, eq. 5), after a linear `warmup`."""
 
     floor: float = 0.0

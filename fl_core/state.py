@@ -36,6 +36,7 @@ class State:
 
     @staticmethod
     def from_tensors(tensors: Mapping[str, Tensor], device: torch.device | str = "cpu") -> State:
+        """The state that once gave these `tensors`, on `device`."""
         trees: dict[str, Tree] = {"model": {}, "server": {}, "defense": {}, "clients": {}}
         past: dict[int, Tree] = {}
         for key, value in tensors.items():

@@ -23,7 +23,7 @@ class Summing(Protocol):
         ...
 
 
-class RunningSum:
+class RunningSum(Summing):
     """The weighted sum, in which every tile is forgotten as soon as it is added."""
 
     def __init__(self, mean: Mean, shares: Tensor) -> None:
@@ -39,7 +39,7 @@ class RunningSum:
         return self._total
 
 
-class WholeCohort:
+class WholeCohort(Summing):
     """An aggregator that has to see all updates of a cohort beside each other."""
 
     def __init__(self, aggregator: Aggregator, cohort: Cohort, shares: Tensor) -> None:

@@ -14,13 +14,15 @@ from fl_core.optimizers import Tree
 
 
 class Tampering(Protocol):
-    """`tamper(round, sent)` gives the variables of `sent` [replicas, ...] that change, in their shapes.
+    """What a malicious server changes of the model that it sends out.
 
-    It is a function of its arguments alone, so that a resumed run is the uninterrupted one, and of each replica by
-    itself, so that a shard of them is, too.
+    `tamper` is a function of its arguments alone, so that a resumed run is the uninterrupted one, and of each replica
+    by itself, so that a shard of them is, too.
     """
 
-    def tamper(self, round: int, sent: Tree) -> Tree: ...
+    def tamper(self, round: int, sent: Tree) -> Tree:
+        """The variables of `sent` [replicas, ...] that change, in their shapes; none in an honest round."""
+        ...
 
 
 def tampered(tampering: Tampering, round: int, model: Tree, sent: Tree) -> Tree:

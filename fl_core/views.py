@@ -121,9 +121,11 @@ class Recorder:
             self._kept.setdefault(name, {})[round] = copy
 
     def broadcast(self, round: int, model: Tree) -> None:
+        """Take the `model` [replicas, ...] that a round sends out, and all that goes with it."""
         self._keep(Participant, "models", round, model)
 
     def asked(self, round: int, cohort: Cohort, weights: Tensor) -> None:
+        """Take who is in a round, who was lost, and the `weights` [replicas, seats] of their updates."""
         self._keep(SecureServer, "cohorts", round, cohort.clients)
         self._keep(SecureServer, "dropped", round, cohort.dropped)
         if self._shows(MaliciousServer, round):
@@ -149,6 +151,7 @@ class Recorder:
             whole[name][tile] = value.detach().cpu()
 
     def summed(self, round: int, total: Tree, divisors: Tensor) -> None:
+        """Take a round's sum [replicas, ...] before the server adds noise, and what it was divided by [replicas]."""
         self._keep(SecureServer, "sums", round, total)
         self._keep(SecureServer, "divisors", round, divisors)
 
@@ -176,6 +179,7 @@ class Recorder:
                 rounds[round] = value
 
     def finished(self, model: Tree) -> None:
+        """Take the final model [replicas, ...], which every view shows."""
         self._final = _to_cpu(model)
 
     def observation(self) -> Observation:

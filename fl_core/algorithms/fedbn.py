@@ -33,6 +33,7 @@ class FedBN(FedAvg):
         check_list("algorithm.local_layers", self.local_layers, "of patterns of variables' names, as in [*norm*]")
 
     def is_local(self, name: str) -> bool:
+        """Whether the variable `name` matches one of the patterns, and so never leaves its client."""
         return any(fnmatch(name, pattern) for pattern in self.local_layers)
 
     def check(self, names: list[str]) -> None:
