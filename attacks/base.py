@@ -34,14 +34,17 @@ class Shadows:
 
     @cached_property
     def confidence(self) -> Moments:
+        """Of the scaled confidence, in nats."""
         return moments(self.signals.confidence, self.members)
 
     @cached_property
     def probability(self) -> Moments:
+        """Of the true label's probability."""
         return moments(self.signals.probability, self.members)
 
     @cached_property
     def loss(self) -> Moments:
+        """Of the true label's cross-entropy, in nats."""
         return moments(self.signals.loss, self.members)
 
 
@@ -62,20 +65,26 @@ class MembershipKnowledge:
 
 
 class MembershipAttack(Protocol):
-    """A membership attack: what its table calls it, the signals it reads, and a score for every candidate.
-
-    `run` returns [examples] in float64, higher for likelier members. Its `signals` are those of one target, of the
-    class `needs` or of a wider view's.
-    """
+    """A membership attack: a score for every candidate, from the signals of one target."""
 
     @property
-    def name(self) -> str: ...
+    def name(self) -> str:
+        """What tables call it: the attack, and which of its options are not the usual ones."""
+        ...
 
     @property
-    def needs(self) -> type[Signals]: ...
+    def needs(self) -> type[Signals]:
+        """The signals of the narrowest view that will do."""
+        ...
 
     # Any: an attack on a wider view takes that view's signals only, and is refused others when it runs.
-    def run(self, signals: Any, knowledge: MembershipKnowledge) -> NDArray[np.float64]: ...
+    def run(self, signals: Any, knowledge: MembershipKnowledge) -> NDArray[np.float64]:
+        """Scores [examples] in float64, higher for likelier members.
+
+        The `signals` are of the class `needs`, or of a wider view's. Raises InputError for those of several targets,
+        and where they or the knowledge say too little.
+        """
+        ...
 
 
 def require_target(attack: str, signals: Signals) -> None:

@@ -49,7 +49,7 @@ class Choice(Protocol):
 
 
 @dataclass(frozen=True, kw_only=True)
-class PreRegistered:
+class PreRegistered(Choice):
     """One `threshold`, fixed before any of the trials was seen: a score that reaches it says "member"."""
 
     threshold: float
@@ -62,7 +62,7 @@ class PreRegistered:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Split:
+class Split(Choice):
     """The first `share` of the trials of each world choose the threshold that claims most; the others prove it."""
 
     share: float = 0.5
@@ -87,7 +87,7 @@ class Split:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Everywhere:
+class Everywhere(Choice):
     """Whichever threshold claims most, under bounds that hold at all thresholds together (`bands.local_level`)."""
 
     def rates(self, inside: Array, outside: Array, error: float, worth: Worth) -> Rates:
@@ -96,7 +96,7 @@ class Everywhere:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Grid:
+class Grid(Choice):
     """Whichever of `thresholds`, fixed beforehand, claims most: each at its share of the error (Bonferroni).
 
     Beyond some forty thresholds the band of `Everywhere` is the stronger, and takes the place of the share.

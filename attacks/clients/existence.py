@@ -74,10 +74,12 @@ class RecordProduct:
 
     @property
     def name(self) -> str:
+        """What tables call it: with what it reads."""
         return f"record product, {self.reads}"
 
     @property
     def needs(self) -> type[ReleasedModel]:
+        """The narrowest view that shows what it reads."""
         return NEEDS[self.reads]
 
     def run(self, observation: ReleasedModel, knowledge: RecordKnowledge) -> Scores:
@@ -103,10 +105,12 @@ class RecordFilter:
 
     @property
     def name(self) -> str:
+        """What tables call it: with what it reads."""
         return f"record filter, {self.reads}"
 
     @property
     def needs(self) -> type[ReleasedModel]:
+        """The narrowest view that shows what it reads."""
         return NEEDS[self.reads]
 
     def run(self, observation: ReleasedModel, knowledge: RecordKnowledge) -> Scores:

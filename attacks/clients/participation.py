@@ -38,12 +38,16 @@ class ClientKnowledge:
 
 
 class Statistic(Protocol):
-    """An attack's one number for each replica."""
+    """One number for each replica, before shadows turn it into a likelihood ratio."""
 
     @property
-    def name(self) -> str: ...
+    def name(self) -> str:
+        """What tables call the attack."""
+        ...
 
-    def statistic(self, observation: ReleasedModel, knowledge: ClientKnowledge) -> Scores: ...
+    def statistic(self, observation: ReleasedModel, knowledge: ClientKnowledge) -> Scores:
+        """The number [replicas]. Raises InputError for a view that shows too little."""
+        ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,10 +88,12 @@ class ExpectedUpdate:
 
     @property
     def name(self) -> str:
+        """What tables call it: with what it reads."""
         return f"expected update, {self.reads}"
 
     @property
     def needs(self) -> type[ReleasedModel]:
+        """The narrowest view that shows what it reads."""
         return NEEDS[self.reads]
 
     def statistic(self, observation: ReleasedModel, knowledge: ClientKnowledge) -> Scores:

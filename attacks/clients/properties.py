@@ -61,10 +61,12 @@ class LabelCounts:
 
     @property
     def name(self) -> str:
+        """What tables call it: with what it reads."""
         return f"label counts, {self.reads}"
 
     @property
     def needs(self) -> type[Participant]:
+        """The narrowest view that shows what it reads."""
         return NEEDS[self.reads]
 
     def run(self, observation: ReleasedModel, knowledge: PropertyKnowledge) -> Scores:
@@ -113,10 +115,12 @@ class OutputLayerRegression:
 
     @property
     def name(self) -> str:
+        """What tables call it: with what it reads."""
         return f"output layer regression, {self.reads}"
 
     @property
     def needs(self) -> type[Participant]:
+        """The narrowest view that shows what it reads."""
         return NEEDS[self.reads]
 
     def run(self, observation: ReleasedModel, knowledge: PropertyKnowledge) -> Scores:

@@ -55,6 +55,7 @@ class BaVarIA:
 
     @property
     def name(self) -> str:
+        """What tables call it: whether it is Gaussian, and whether offline."""
         return f"BaVarIA{', Gaussian' * self.gaussian}{', offline' * (not self.online)}"
 
     def run(self, signals: Signals, knowledge: MembershipKnowledge) -> Array:

@@ -114,10 +114,12 @@ class TrainingLiRA:
 
     @property
     def name(self) -> str:
+        """What tables call it: with its signal, and whether rounds count one by one."""
         return f"LiRA of {self.signal}" + ("" if self.rounds == "mean" else " in each round")
 
     @property
     def needs(self) -> type[Signals]:
+        """The signals of the narrowest view that shows its signal."""
         return narrowest(self.signal)
 
     def run(self, signals: Signals, knowledge: MembershipKnowledge) -> NDArray[np.float64]:

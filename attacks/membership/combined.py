@@ -47,10 +47,12 @@ class Combined:
 
     @property
     def name(self) -> str:
+        """What tables call it: with its view."""
         return f"all signals of {self.view}"
 
     @property
     def needs(self) -> type[Signals]:
+        """The signals of its view."""
         return KINDS[self.view]
 
     @property

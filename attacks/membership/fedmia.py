@@ -43,6 +43,7 @@ class FedMIA:
 
     @property
     def name(self) -> str:
+        """FedMIA-I for the loss, FedMIA-II for the cosine."""
         return "FedMIA-I" if self.measurement == "loss" else "FedMIA-II"
 
     def run(self, signals: Signals, knowledge: MembershipKnowledge) -> NDArray[np.float64]:

@@ -52,6 +52,7 @@ class LiRA:
 
     @property
     def name(self) -> str:
+        """What tables call it: whether it is offline, whose variances it takes, and whether it uses every query."""
         variance = {True: "", False: ", own variances", "auto": ", own variances from 32 shadows"}
         offline, queries = ", offline" * (not self.online), ", every query" * self.every_query
         return f"LiRA{offline}{variance[self.fixed_variance]}{queries}"

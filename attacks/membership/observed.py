@@ -46,6 +46,7 @@ class Signals:
 
     @property
     def replicas(self) -> int:
+        """How many models these are the signals of."""
         return len(self.logits)
 
     @cached_property

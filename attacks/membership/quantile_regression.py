@@ -59,6 +59,7 @@ class QuantileRegression:
 
     @property
     def name(self) -> str:
+        """What tables call it: with the distribution, where that is assumed."""
         return "quantile regression" if self.method == "quantile" else "quantile regression, Gaussian"
 
     def run(self, signals: Signals, knowledge: MembershipKnowledge) -> Array:

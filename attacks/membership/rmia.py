@@ -51,6 +51,7 @@ class RMIA:
 
     @property
     def name(self) -> str:
+        """What tables call it: whether it is offline, and with how many references where they are limited."""
         few = "" if self.references is None else f", {self.references} reference{'s' * (self.references > 1)}"
         return f"RMIA{', offline' * (not self.online)}{few}"
 

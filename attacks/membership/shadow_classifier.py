@@ -64,6 +64,7 @@ class ShadowClassifier:
 
     @property
     def name(self) -> str:
+        """What tables call it: with the classifier, unless it is the usual one."""
         return f"shadow classifier{f', {self.classifier}' * (self.classifier != DEFAULT)}"
 
     def run(self, signals: Signals, knowledge: MembershipKnowledge) -> NDArray[np.float64]:

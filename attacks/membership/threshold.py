@@ -52,6 +52,7 @@ class Threshold:
 
     @property
     def name(self) -> str:
+        """What tables call it: with its statistic, and whether each class has its own threshold."""
         return f"{self.statistic} threshold{', per class' * self.per_class}"
 
     def run(self, signals: Signals, knowledge: MembershipKnowledge) -> NDArray[np.float64]:

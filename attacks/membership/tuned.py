@@ -56,10 +56,12 @@ class Tuned:
 
     @property
     def name(self) -> str:
+        """That of the attack, and that it is tuned."""
         return f"{self.attack.name}, tuned"
 
     @property
     def needs(self) -> type[Signals]:
+        """What the attack needs."""
         return self.attack.needs
 
     def candidates(self) -> list[MembershipAttack]:

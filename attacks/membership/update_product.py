@@ -51,10 +51,12 @@ class InnerProduct:
 
     @property
     def name(self) -> str:
+        """What tables call it; a cosine is one by name."""
         return "cosine" if self.cosine else "inner product"
 
     @property
     def needs(self) -> type[SecureServer]:
+        """The view that shows sums, or each seat's update where one is attacked."""
         return SecureServer if self.seat is None else Server
 
     def run(self, observation: SecureServer, knowledge: TargetKnowledge, *, round: int = 0) -> Scores:
@@ -83,6 +85,7 @@ class MatchedFilter:
 
     @property
     def needs(self) -> type[SecureServer]:
+        """The view that shows sums, or each seat's update where one is attacked."""
         return SecureServer if self.seat is None else Server
 
     def run(self, observation: SecureServer, knowledge: TargetKnowledge, *, round: int = 0) -> Scores:

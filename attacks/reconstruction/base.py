@@ -146,17 +146,21 @@ class Reconstruction:
 
 
 class ReconstructionAttack(Protocol):
-    """A reconstruction attack: its name in tables, the view and the letter of the field's taxonomy, and `run`.
+    """A reconstruction attack: pictures from updates.
 
-    `letter` is that of Carletti et al. 2025. `run` and the `victims`' numbers seed whatever is random. It raises
+    `run` and the `victims`' numbers seed whatever is random. It raises
     InputError where it cannot be mounted at all: on such a model, or with so little knowledge.
     """
 
     @property
-    def name(self) -> str: ...
+    def name(self) -> str:
+        """What tables call it."""
+        ...
 
     @property
-    def letter(self) -> str: ...
+    def letter(self) -> str:
+        """A to H: what the attacker is told and what it changes, in the taxonomy of Carletti et al. 2025."""
+        ...
 
     @property
     def run(self) -> Callable[..., Reconstruction]:

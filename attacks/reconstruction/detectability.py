@@ -90,6 +90,7 @@ class Detectability:
 
     @property
     def noticed(self) -> bool:
+        """Whether anything is over its limit, so that the client would not train this model."""
         return bool(self.words)
 
 

@@ -22,7 +22,9 @@ from fl_core.recorded import Recordings
 class Settles(Protocol):
     """An optimizer whose variables are proposals, and which can say what it holds for good."""
 
-    def settled(self, variables: Tree, slots: Tree) -> Tree: ...
+    def settled(self, variables: Tree, slots: Tree) -> Tree:
+        """The variables [lanes, ...] that it holds for good, in place of those it proposes."""
+        ...
 
 
 @dataclass(frozen=True, kw_only=True)

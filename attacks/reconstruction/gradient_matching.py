@@ -85,6 +85,7 @@ class GradientMatching:
 
     @property
     def schedule(self) -> Schedule:
+        """When each descent ends. Raises InputError for options that it cannot have."""
         return Schedule(
             iterations=self.iterations,
             part=self.part,

@@ -47,10 +47,12 @@ class Guessing:
 
     @property
     def name(self) -> str:
+        """That of the attack, and that training is guessed."""
         return f"{self.attack.name}, training guessed"
 
     @property
     def letter(self) -> str:
+        """That of the attack."""
         return self.attack.letter
 
     def run(self, updates: Updates, knowledge: Knowledge, **options: Any) -> Reconstruction:

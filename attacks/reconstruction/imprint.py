@@ -66,6 +66,7 @@ class Ruler:
 
     @property
     def bins(self) -> int:
+        """How many units the layer has."""
         return len(self.low)
 
     def fires(self, pictures: Tensor) -> Tensor:

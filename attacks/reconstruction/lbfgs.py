@@ -8,13 +8,13 @@ import torch
 from torch import Tensor
 
 from fl_core.errors import check_number
-from fl_core.optimizers import Tree
+from fl_core.optimizers import Optimizer, Tree
 
 _TALLY = ("accepted", "kept", "newest", "length")  # slots with one number a lane
 
 
 @dataclass(frozen=True, kw_only=True)
-class LBFGS:
+class LBFGS(Optimizer):
     """Limited-memory BFGS with backtracking (Nocedal & Wright 2006, algorithms 7.4 and 3.1), one gradient a step.
 
     A step judges the point that the last one proposed and proposes another. The loss itself is not seen: its change

@@ -180,10 +180,12 @@ class Same:
         self._mask = torch.ones(len(first), 1, device=first.device)
 
     def stacked(self, step: int) -> Batch:
+        """The contexts of all lanes [lanes, ...], the same at any `step`."""
         del step
         return Batch((self._context,), self._mask)
 
     def one(self, step: int, lane: int) -> Batch:
+        """The context of one lane [1, ...], the same at any `step`."""
         del step
         only = slice(lane, lane + 1)
         return Batch(({name: value[only] for name, value in self._context.items()},), self._mask[only])

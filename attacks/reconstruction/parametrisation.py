@@ -29,7 +29,7 @@ class Parametrisation(Protocol):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Pixels:
+class Pixels(Parametrisation):
     """The pixels themselves, from uniform noise in [0, 1]."""
 
     def start(self, run: int, victim: int, restart: int, pictures: int, shape: Shape) -> tuple[Tree, Tree]:
@@ -41,7 +41,7 @@ class Pixels:
 
 
 @dataclass(frozen=True, kw_only=True)
-class DeepImagePrior:
+class DeepImagePrior(Parametrisation):
     """An untrained network that paints each picture from fixed noise (Ulyanov et al. 2018); nothing was learned before.
 
     From noise [width, ⌈height/4⌉, ⌈width/4⌉] of its own a picture goes through two doublings with a 3x3 convolution

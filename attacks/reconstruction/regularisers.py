@@ -29,7 +29,9 @@ class Regulariser(Protocol):
     """`__call__(guess, context) -> []`, of which the objective takes `weight` times."""
 
     @property
-    def weight(self) -> float: ...
+    def weight(self) -> float:
+        """How many times the objective takes it; 0 leaves it out."""
+        ...
 
     def __call__(self, guess: Guess, context: Tree) -> Tensor: ...
 
