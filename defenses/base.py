@@ -51,6 +51,7 @@ class Defense:
 
     @property
     def changes_updates(self) -> bool:
+        """Whether it overrides `on_update`."""
         return type(self).on_update is not Defense.on_update
 
     @property

@@ -42,10 +42,12 @@ class Clip(Defense):
 
     @property
     def clip(self) -> Clipping:
+        """How long the gradient or the update of one unit may be."""
         return Clipping(norm=self.clip_norm, how=self.clipping, quantile=self.quantile, rate=self.quantile_rate)
 
     @property
     def reduces_examples(self) -> bool:  # type: ignore[override]
+        """Whether it clips examples."""
         return self.unit == "example"
 
     def check(self, plan: Plan) -> None:

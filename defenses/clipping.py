@@ -72,6 +72,7 @@ class Clipping:
 
     @property
     def adaptive(self) -> bool:
+        """Whether the clip moves, so that lengths have to be counted."""
         return self.how == "adaptive"
 
     def factors(self, tree: Gradients, lead: int, clip: float | Tensor | None = None) -> tuple[Tree, Tensor]:

@@ -86,6 +86,7 @@ class Composed(Defense):
 
     @property
     def name(self) -> str:  # type: ignore[override]
+        """The parts' names, in order."""
         return " + ".join(part.name for part in self.parts)
 
     @property
@@ -95,38 +96,47 @@ class Composed(Defense):
 
     @property
     def epsilon(self) -> float:  # type: ignore[override]
+        """That of the first part that promises anything; inf where none does."""
         return self._promising.epsilon
 
     @property
     def delta(self) -> float | None:  # type: ignore[override]
+        """That of the same part."""
         return self._promising.delta
 
     @property
     def noise_multiplier(self) -> float | None:  # type: ignore[override]
+        """That of the same part."""
         return self._promising.noise_multiplier
 
     @property
     def protects(self) -> Unit:  # type: ignore[override]
+        """That of the same part."""
         return self._promising.protects
 
     @property
     def public_sizes(self) -> bool:  # type: ignore[override]
+        """Whether any part keeps the clients' sizes private."""
         return any(part.public_sizes for part in self.parts)
 
     @property
     def public_shares(self) -> bool:  # type: ignore[override]
+        """Whether any part needs the sum's denominator to be public."""
         return any(part.public_shares for part in self.parts)
 
     @property
     def weight_cap(self) -> float | None:  # type: ignore[override]
+        """The first that a part sets; None where none does."""
         return next((part.weight_cap for part in self.parts if part.weight_cap is not None), None)
 
     @property
     def reduces_examples(self) -> bool:  # type: ignore[override]
+        """Whether a part makes a step's gradient of the examples'."""
         return any(part.reduces_examples for part in self.parts)
 
     @property
     def masks(self) -> bool:  # type: ignore[override]
+        """Whether a part, which is then the last one, hides the updates from the server."""
         return self.parts[-1].masks
 
     def _each(self, change: Callable[[Defense], Defense]) -> Composed:

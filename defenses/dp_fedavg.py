@@ -77,10 +77,12 @@ class DPFedAvg(Defense):
 
     @property
     def clip(self) -> Clipping:
+        """How long a client's update may be."""
         return Clipping(norm=self.clip_norm, how=self.clipping, quantile=self.quantile, rate=self.quantile_rate)
 
     @property
     def sealed(self) -> bool:  # type: ignore[override]
+        """Whether the noise is in the updates, so that they must not change any more."""
         return self.noise_by == "clients"
 
     def check(self, plan: Plan) -> None:

@@ -24,7 +24,7 @@ from defenses.discrete_gaussian import (
 )
 from defenses.dp_fedavg import check_sums
 from defenses.noise import cut
-from defenses.statements import NoGuarantee, PrivacyStatement
+from defenses.statements import Mechanism, NoGuarantee, PrivacyStatement
 from fl_core.defended import Senders
 from fl_core.errors import InputError, check_choice, check_number
 from fl_core.optimizers import Tree
@@ -32,7 +32,7 @@ from fl_core.plan import Plan
 
 
 @dataclass(frozen=True)
-class Concentrated:
+class Concentrated(Mechanism):
     """`rounds` rounds that are each `rho`-zCDP."""
 
     rho: float
@@ -94,6 +94,7 @@ class DPFedAvgShares(Defense):
 
     @property
     def clip(self) -> Clipping:
+        """How long a client's update may be, before it is rounded."""
         return Clipping(norm=self.clip_norm, how=self.clipping)
 
     def check(self, plan: Plan) -> None:

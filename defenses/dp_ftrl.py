@@ -85,6 +85,7 @@ class DPFTRL(Defense):
 
     @property
     def clip(self) -> Clipping:
+        """How long a client's update may be."""
         return Clipping(norm=self.clip_norm, how=self.clipping)
 
     def check(self, plan: Plan) -> None:

@@ -53,10 +53,12 @@ class DPSGD(Defense):
 
     @property
     def reduces_examples(self) -> bool:  # type: ignore[override]
+        """Whether it clips at all: an ε of inf without a noise multiplier is no defence."""
         return self.private
 
     @property
     def clip(self) -> Clipping:
+        """How long an example's gradient may be."""
         return Clipping(norm=self.clip_norm, how=self.clipping, quantile=self.quantile, rate=self.quantile_rate)
 
     def prepare(self, plan: Plan) -> Defense:

@@ -21,6 +21,7 @@ from defenses.statements import NoGuarantee
 from fl_core.errors import check_number
 from fl_core.lanes import Batch, Feed
 from fl_core.plan import Plan
+from fl_core.rules import BatchRule
 from fl_core.seeds import seed
 
 
@@ -49,7 +50,7 @@ class Mixup(Defense):
 
 
 @dataclass(frozen=True)
-class MixedBatches:
+class MixedBatches(BatchRule):
     """Mixes each lane's batches, with a lane's draws from its own seed."""
 
     alpha: float
@@ -71,12 +72,15 @@ class MixedFeed:
 
     @property
     def steps(self) -> int:
+        """As many as without mixing."""
         return self._feed.steps
 
     def stacked(self, step: int) -> Batch:
+        """All lanes' mixed batches [lanes, batch, ...]."""
         return self._mixed(self._feed.stacked(step), step, self._seeds)
 
     def one(self, step: int, lane: int) -> Batch | None:
+        """One lane's mixed batch [1, batch, ...]; None where the lane is idle."""
         batch = self._feed.one(step, lane)
         return None if batch is None else self._mixed(batch, step, [self._seeds[lane]])
 

@@ -20,7 +20,7 @@ _COUNT = "count/examples"
 
 
 @dataclass(frozen=True)
-class ClipAndNoise:
+class ClipAndNoise(ExampleRule):
     """Clip each example's gradient, sum, add Gaussian noise, divide by a public number.
 
     `noise` is the deviation of the sum's, in clips. An adaptive clip also counts the gradients that were short enough,
@@ -55,7 +55,7 @@ class ClipAndNoise:
 
 
 @dataclass(frozen=True)
-class ClipExamples:
+class ClipExamples(ExampleRule):
     """Clip each example's gradient and take the mean over the real batch: no noise, and no guarantee."""
 
     clip: Clipping
@@ -74,7 +74,7 @@ class ClipExamples:
 
 
 @dataclass(frozen=True)
-class MeanOfExamples:
+class MeanOfExamples(ExampleRule):
     """The plain mean of per-example gradients, for changes of single gradients that no other rule follows."""
 
     def sum(self, gradients: Gradients, mask: Tensor, inputs: tuple[Input, ...], step: Step) -> Tree:
@@ -88,11 +88,13 @@ class MeanOfExamples:
 class ExampleMap(Protocol):
     """Changes per-example gradients [lanes, batch, ...] one by one."""
 
-    def each(self, gradients: Gradients, inputs: tuple[Input, ...], step: Step) -> Gradients: ...
+    def each(self, gradients: Gradients, inputs: tuple[Input, ...], step: Step) -> Gradients:
+        """The changed gradients, in their shapes; `inputs` are the batch's [lanes, batch, ...]."""
+        ...
 
 
 @dataclass(frozen=True)
-class After:
+class After(ExampleRule):
     """Changes of single gradients, in order, and then a rule that makes the step's of them."""
 
     maps: Sequence[ExampleMap]

@@ -15,7 +15,9 @@ class Mechanism(Protocol):
     """What one unit's secret went through, as one view shows it."""
 
     @property
-    def accountant(self) -> str: ...
+    def accountant(self) -> str:
+        """How ε was computed, in a word: PLD, say."""
+        ...
 
     def relation(self, unit: Unit) -> str:
         """What neighbours are, in words."""
@@ -25,7 +27,9 @@ class Mechanism(Protocol):
         """What was composed, in words."""
         ...
 
-    def epsilon(self, delta: float) -> float: ...
+    def epsilon(self, delta: float) -> float:
+        """The ε that holds at this δ."""
+        ...
 
     def trade_off(self) -> TradeOff:
         """The ceiling on every ROC."""
@@ -33,7 +37,7 @@ class Mechanism(Protocol):
 
 
 @dataclass(frozen=True)
-class Gaussians:
+class Gaussians(Mechanism):
     """Gaussian steps with one noise multiplier: the noise's deviation over the clip."""
 
     noise_multiplier: float

@@ -107,10 +107,12 @@ class OnGrid:
 
     @property
     def bits(self) -> int:
+        """The width of a sum's coordinates."""
         return self.grid.bits
 
     @property
     def step(self) -> float:
+        """γ, in the unit of the values."""
         return self.grid.granularity
 
     def encode(self, values: Tensor, generators: Sequence[torch.Generator]) -> Tensor:
@@ -131,9 +133,11 @@ class OnGrid:
         return total.double() * self.step
 
     def worst_error(self, clients: int) -> float:
+        """0: nothing is rounded."""
         return 0.0
 
     def rms_error(self, clients: int) -> float:
+        """0: nothing is rounded."""
         return 0.0
 
 

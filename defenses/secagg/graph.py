@@ -181,10 +181,12 @@ class Graph:
 
     @property
     def complete(self) -> bool:
+        """Whether everybody is linked to everybody."""
         return self.degree >= len(self.ring) - 1
 
     @cached_property
     def places(self) -> dict[int, int]:
+        """Where on the ring each client stands, from 0."""
         return {client: place for place, client in enumerate(self.ring)}
 
     def neighbours(self, client: int) -> tuple[int, ...]:

@@ -19,12 +19,13 @@ from fl_core.defended import Gathering
 from fl_core.errors import InputError
 from fl_core.optimizers import Tree
 from fl_core.seeds import from_seed, seed
+from fl_core.summing import Summing
 
 if TYPE_CHECKING:
     from defenses.secagg.defense import SecAgg
 
 
-class MaskedSum:
+class MaskedSum(Summing):
     """Encodes and masks every client's update as it comes, adds what the server receives, and unmasks the sum.
 
     It is a replica's own protocol for each replica. No bit depends on how the cohort is cut into tiles, and no more is

@@ -16,7 +16,7 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import ClassVar, TypeAlias
+from typing import ClassVar, Protocol, Self, TypeAlias
 
 import numpy as np
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
@@ -31,8 +31,28 @@ from defenses.secagg.wire import Entries, Kind, Part
 SEALED_BYTES = 2 * shamir.SHARE_BYTES + TAG_BYTES  # both shares of one client, encrypted for another
 
 
+class Content(Protocol):
+    """What a message says, between its header and its seal."""
+
+    kind: ClassVar[Kind]
+
+    def body(self, parameters: Parameters, /) -> list[Part]:
+        """Its bytes, in parts that follow one another."""
+        ...
+
+    @classmethod
+    def read(cls, body: memoryview, parameters: Parameters, /) -> Self:
+        """What these bytes say. Raises Rejected where they are no such body."""
+        ...
+
+    @staticmethod
+    def largest(parameters: Parameters, /) -> int:
+        """Bytes of the longest body that these parameters allow."""
+        ...
+
+
 @dataclass(frozen=True, kw_only=True)
-class Announce:
+class Announce(Content):
     """The server's: what the round is about. parameters: as encoded; model: its hash."""
 
     parameters: bytes
@@ -53,7 +73,7 @@ class Announce:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Advert:
+class Advert(Content):
     """A client's public keys for shares and for masks, and the commitment to its self-mask secret."""
 
     share_key: bytes
@@ -81,7 +101,7 @@ class Advert:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Roster:
+class Roster(Content):
     """The server's: who has advertised keys, and the keys of the receiver's neighbours.
 
     adverts: body and, where clients sign, signature of each neighbour's Advert. leaves: on a sparse graph the hashes of
@@ -125,7 +145,7 @@ class Roster:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Shares:
+class Shares(Content):
     """A client's: for each neighbour, by number, its shares of both secrets, encrypted for it."""
 
     sealed: Entries
@@ -144,7 +164,7 @@ class Shares:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Inbox:
+class Inbox(Content):
     """The server's: who has dealt shares, and those that the receiver's neighbours among them have sent it."""
 
     members: tuple[int, ...]
@@ -165,7 +185,7 @@ class Inbox:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Masked:
+class Masked(Content):
     """A client's masked vector, ⌈bits/8⌉ bytes a word; and, where it is asked for, its signature under its Inbox."""
 
     words: Words
@@ -201,7 +221,7 @@ class Masked:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Survivors:
+class Survivors(Content):
     """The server's: whose masked vectors have come, and, of the receiver's neighbours, with what acknowledgements."""
 
     members: tuple[int, ...]
@@ -225,7 +245,7 @@ class Survivors:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Check:
+class Check(Content):
     """A client's word, signed, for the one set of survivors it was told of: the hash of session and survivors."""
 
     digest: bytes
@@ -245,7 +265,7 @@ class Check:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Signatures:
+class Signatures(Content):
     """The server's: the seals of everyone's Check."""
 
     signatures: Entries
@@ -264,7 +284,7 @@ class Signatures:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Unmask:
+class Unmask(Content):
     """A client's: one share for each of those whose shares it holds, by their numbers.
 
     Of the self-mask secret where the owner survived, of the mask key where it did not: which is not said, so that both

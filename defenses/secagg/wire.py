@@ -44,6 +44,7 @@ class Kind(IntEnum):
 
     @property
     def of_client(self) -> bool:
+        """Whether clients send it, and not the server."""
         return self % 2 == 0
 
 
