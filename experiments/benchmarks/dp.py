@@ -72,6 +72,7 @@ class Row:
 
     @property
     def title(self) -> str:
+        """What tables call it."""
         return f"{self.name}, batch {self.batch}" + (f", {self.lanes} lanes" if self.lanes > 1 else "")
 
 
@@ -121,6 +122,7 @@ class Task:
         self.start: Tree = {name: torch.stack([one[name] for one in first]) for name in first[0]}
 
     def generators(self) -> list[torch.Generator]:
+        """Fresh generators for noise, one a lane, the same at every call."""
         return [generator(0, "benchmark noise", client=lane) for lane in range(self.row.lanes)]
 
 

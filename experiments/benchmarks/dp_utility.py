@@ -57,6 +57,7 @@ class Level:
 
     @property
     def defense(self) -> Defense:
+        """DP-SGD with this clip and noise; no defence at all where the level has none."""
         if self.sigma is None or self.clip is None:
             return Defense()
         return DPSGD(delta=DELTA, clip_norm=self.clip, noise_multiplier=self.sigma)

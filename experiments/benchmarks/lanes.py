@@ -66,6 +66,7 @@ class Row:
 
     @property
     def name(self) -> str:
+        """What tables call it: pictures, lanes and batch, model."""
         channels, height, wide = self.shape
         images = f"{height}×{wide} {'RGB' if channels == 3 else 'grey'}"
         model = f"width {self.width}, {self.halve}, {'DP-SGD' if self.private else 'SGD'}"

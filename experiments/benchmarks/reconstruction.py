@@ -51,6 +51,7 @@ class Way:
 
     @property
     def name(self) -> str:
+        """What tables call it."""
         if self.processes > 1:
             return f"{self.processes} processes"
         return "1 thread" if self.threads == 1 else f"{self.threads} threads"
@@ -65,6 +66,7 @@ class Row:
 
     @property
     def name(self) -> str:
+        """What tables call it: model, distance, optimizer."""
         what = "cosine + TV" if self.request.measure == "cosine" else "squared"
         how = "signed Adam" if self.request.optimizer == "adam" else "L-BFGS"
         return f"{NAMES[self.request.model]}: {what}, {how}"

@@ -43,11 +43,13 @@ class Cell:
 
     @property
     def options(self) -> list[str]:
+        """What the process that measures it is told on its command line."""
         sizes = ["--clients", str(self.clients), "--length", str(self.length), "--lost", str(self.lost)]
         return sizes + ["--sparse"] * self.sparse
 
     @property
     def words(self) -> str:
+        """What tables call it: clients × coordinates, graph, and who is lost."""
         lost = f", {self.lost} lost" if self.lost else ""
         return f"{self.clients} × {_short(self.length)}, {'sparse' if self.sparse else 'complete'}{lost}"
 

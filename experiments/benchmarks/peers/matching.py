@@ -109,6 +109,7 @@ class Contender:
         self._process = subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=self._said, text=True)
 
     def ask(self, request: Request) -> None:
+        """Send a request; `answer` waits for what comes of it."""
         assert self._process.stdin is not None
         try:
             self._process.stdin.write(json.dumps(asdict(request)) + "\n")
@@ -129,6 +130,7 @@ class Contender:
         return found
 
     def close(self) -> None:
+        """Let the process end, by closing what it reads, and wait until it has."""
         assert self._process.stdin is not None
         if self._process.poll() is None:
             self._process.stdin.close()

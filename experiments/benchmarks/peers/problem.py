@@ -141,6 +141,7 @@ class Stopwatch:
     _began: float = 0.0
 
     def start(self) -> None:
+        """The first round begins now."""
         self._began = time.perf_counter()
 
     def lap(self, model: Callable[[], nn.Module]) -> None:
