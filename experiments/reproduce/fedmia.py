@@ -68,6 +68,7 @@ class ClientLoss:
 
     @property
     def name(self) -> str:
+        """What tables call it: over all rounds it is a series."""
         return "client's loss series" if self.rounds == "all" else "client's loss"
 
     def run(self, signals: Signals, knowledge: MembershipKnowledge) -> Array:
@@ -164,6 +165,7 @@ class FedMIATable(Reproduction):
         return [{"part": "IID"}]
 
     def cell(self, point: Values, setting: Setting) -> Cell:
+        """The sweep's cell that trains the replicas and runs all attacks."""
         return cell_of(setting, {identifier(attack): one for attack, one in ATTACKS.items()})
 
     def measure(self, point: Values, setting: Setting) -> Values:

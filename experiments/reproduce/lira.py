@@ -156,6 +156,7 @@ class LiRATables(Reproduction):
         return [{"part": "CIFAR-10"}]
 
     def attacks(self) -> dict[str, Values]:
+        """The attacks of both tables by name, each as the configuration has it."""
         lira = {"_target_": "attacks.membership.lira.LiRA", "fixed_variance": self.fixed_variance}
         return {
             "loss": {"_target_": "attacks.membership.threshold.LossThreshold"},
@@ -169,6 +170,7 @@ class LiRATables(Reproduction):
         }
 
     def cell(self, point: Values, setting: Setting) -> Cell:
+        """The sweep's cell that trains the models and runs all attacks."""
         return cell_of(setting, self.attacks())
 
     def measure(self, point: Values, setting: Setting) -> Values:

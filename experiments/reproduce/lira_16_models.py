@@ -115,6 +115,7 @@ class SixteenModels(Reproduction):
         return [{"model": model} for model in self.models]
 
     def cell(self, point: Values, setting: Setting) -> Cell:
+        """The sweep's cell of a point's model, with its attacks."""
         more = {"every_query": True} if self.every_query else {}
         attacks = {
             f"attack_{number}": one | (more if one["_target_"] == LIRA else {})

@@ -61,6 +61,7 @@ class RMIAOffline(Reproduction):
         return [{"part": "CIFAR-10"}]
 
     def cell(self, point: Values, setting: Setting) -> Cell:
+        """The sweep's cell that trains the models and attacks with each number of references."""
         rmia = {"_target_": "attacks.membership.rmia.RMIA", "online": False, "gamma": 2.0, "offline_a": 0.3}
         return cell_of(setting, {f"rmia_{count}": rmia | {"references": count} for count in REFERENCES})
 

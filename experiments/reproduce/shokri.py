@@ -124,6 +124,7 @@ class ShadowAttack(Reproduction):
         return [{"size": size} for size in self.sizes]
 
     def cell(self, point: Values, setting: Setting) -> Cell:
+        """The sweep's cell of a point's size: twice as many pictures, of which a model trains on half."""
         classifier = {
             "_target_": "attacks.membership.shadow_classifier.ShadowClassifier",
             "classifier": "multilayer perceptron",
