@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Enrolled:
+class Enrolled(Participation):
     """Each client is in a replica's federation by its own coin of chance `rate`, and then in all of its rounds.
 
     Nothing is amplified: whoever is enrolled is in every round.

@@ -34,6 +34,7 @@ class Recipe:
     local_steps: int = 1
 
     def algorithm(self) -> FedAvg:
+        """The same training for a federation's clients."""
         return FedAvg(sampler=Shuffled(batch_size=None, local_steps=self.local_steps), lr=self.lr)
 
 

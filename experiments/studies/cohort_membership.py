@@ -50,6 +50,7 @@ class World:
 
     @property
     def exact(self) -> Population:
+        """What the attacker makes of public data, around the very mean of the population."""
         return self.public.with_mean(self.bank.mean(0))
 
 

@@ -33,6 +33,7 @@ class Scene:
 
     @property
     def length(self) -> int:
+        """The coordinates of an update."""
         return sum(value.numel() for value in self.sent.values())
 
     def summed(self, plan: Sequence[Sequence[Tensor]], lr: float) -> Tree:

@@ -130,6 +130,7 @@ class Inconsistency(Study):
         return inconsistency_figure.table(self, records)
 
     def channel(self, clients: int, length: int, noise_multiplier: float = 0.0) -> Channel:
+        """How updates of `length` coordinates of so many clients are summed under masks."""
         return Channel(
             clients=clients, length=length, bits=self.bits, clip_norm=self.clip_norm, noise_multiplier=noise_multiplier
         )

@@ -66,6 +66,7 @@ class Layer:
 
     @property
     def length(self) -> int:
+        """The coordinates of a client's update."""
         whole = {name: value[0] for name, value in self.sent.items()} if self.split else self.sent
         return sum(value.numel() for value in whole.values())
 

@@ -44,6 +44,7 @@ class Planted(Defense):
         return MeanOfExamples()
 
     def each(self, gradients: Gradients, inputs: tuple[Input, ...], step: Step) -> Gradients:
+        """The gradients [lanes, batch, ...], crafted where `inputs` have a marker as their picture."""
         images = inputs[0]
         assert isinstance(images, Tensor)
         same = (images.unsqueeze(2) == self.markers).flatten(3).all(-1)  # [lanes, batch, canaries]
@@ -78,6 +79,7 @@ class CraftedGradients(Defense):
         return MeanOfExamples()
 
     def each(self, gradients: Gradients, inputs: tuple[Input, ...], step: Step) -> Gradients:
+        """The gradients [lanes, batch, ...], crafted where the picture in `inputs` bears a number."""
         images = inputs[0]
         assert isinstance(images, Tensor)
         pixels = images.flatten(2)  # [lanes, batch, pixels]

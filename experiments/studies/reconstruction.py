@@ -85,6 +85,7 @@ class ReconstructionCases(Study):
             ATTACKS[case.attack](**case.settings)
 
     def case(self, name: str) -> Case:
+        """The case of that name; InputError for a field that no case has."""
         fields = {field.name for field in dataclasses.fields(Case)}
         unknown = sorted(set(self.cases[name]) - fields)
         if unknown:
