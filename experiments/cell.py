@@ -48,14 +48,17 @@ class Cell:
 
     @property
     def device(self) -> torch.device:
+        """Where its tasks compute."""
         return self.targets.device
 
     @property
     def defense(self) -> Defense:
+        """The targets' defence, its noise still to be made before `calibrated`."""
         return self.targets.defense
 
     @property
     def populations(self) -> list[Population]:
+        """All that are trained: the targets, and the shadows where they are replicas of their own."""
         return [self.targets] if self.shadows is None else [self.targets, self.shadows]
 
     @property

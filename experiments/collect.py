@@ -117,6 +117,7 @@ class CellResult:
         return None
 
     def label(self) -> str:
+        """ε as figures write it, ∞ without a guarantee."""
         return "∞" if math.isinf(self.epsilon) else f"{self.epsilon:.4g}"
 
 

@@ -54,6 +54,7 @@ class Results:
 
     @property
     def is_study(self) -> bool:
+        """Whether it is a study's folder, and not a sweep's."""
         return "points" in self.manifest
 
     @property
@@ -77,6 +78,7 @@ class Pair:
 
     @property
     def p(self) -> float | None:
+        """The p-value before any correction for many tests; None where nothing was tested."""
         return None if self.change is None else self.change.p
 
     @property

@@ -44,9 +44,11 @@ class Along:
 
     @property
     def logarithmic(self) -> bool:
+        """Whether the axis is: all values above 0, the largest ten times the least or more."""
         return min(self.values) > 0 and max(self.values) >= 10 * min(self.values)
 
     def place(self, value: float) -> float:
+        """Where on the axis a value stands: its decimal logarithm, if the axis is logarithmic."""
         return float(np.log10(value)) if self.logarithmic else value
 
 

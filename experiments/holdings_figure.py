@@ -76,12 +76,15 @@ class Deal:
         return float((deviation / sizes).sum(1).mean() / 2)
 
     def named(self) -> str:
+        """Title and detail, as a heading."""
         return f"{self.title}, {self.detail}" if self.detail else self.title
 
     def skew_in_words(self) -> str:
+        """The label skew beside what chance would give."""
         return f"label skew {self.label_skew:.2f}, {self.chance_skew:.2f} by chance"
 
     def sizes_in_words(self) -> str:
+        """The least and the most that a client holds, and how many examples are nobody's."""
         sizes = self.counts.sum(1)
         held = f"{sizes.min()} to {sizes.max()}" if sizes.min() < sizes.max() else f"{sizes.min()}"
         return f"{held} examples a client" + (f", {self.nobody.sum()} with nobody" if self.nobody.any() else "")

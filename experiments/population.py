@@ -67,6 +67,7 @@ class Population:
 
     @property
     def replicas(self) -> int:
+        """How many there are."""
         return len(self.members)
 
     @property
@@ -110,6 +111,7 @@ class Population:
         )
 
     def recorder(self) -> Recorder:
+        """A new recorder of what this view shows, in the rounds that `signals.rounds` asks for."""
         return Recorder(self.view, self.config["signals"]["rounds"])
 
     def calibrated(self) -> Population:

@@ -163,6 +163,7 @@ class Answers:
 
     @property
     def best(self) -> NDArray[np.int64]:
+        """The restart with the highest mean PSNR [victims]: by the truth, so out of an attacker's reach."""
         restart: NDArray[np.int64] = self.psnr.mean(2).argmax(1)
         return restart
 

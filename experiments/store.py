@@ -123,6 +123,7 @@ class StoredRun:
     manifest: dict[str, Any]
 
     def leakage(self) -> dict[str, Any]:
+        """What its leakage.json says."""
         found: dict[str, Any] = json.loads((self.folder / "leakage.json").read_text())
         return found
 

@@ -117,6 +117,7 @@ class Board:
         self.held |= new
 
     def close(self) -> None:
+        """Close the file that is being written, if any; `add` opens another."""
         if self._writer is not None:
             self._writer.close()
             self._writer = None

@@ -104,6 +104,7 @@ class Options:
 
     @property
     def folder(self) -> Path:
+        """Where the answer is written: `out`, or results/ and the name."""
         return Path(self.out) if self.out is not None else RESULTS / self.name
 
     def fingerprint(self) -> str:

@@ -84,6 +84,7 @@ class Trust:
         return self.misfit / self.nothing if self.nothing > 0 else np.inf
 
     def in_words(self) -> str:
+        """What to make of the answer, in one sentence."""
         if not np.isfinite(self.misfit):
             return "No attack came to an answer."
         if self.share > 0.8:
