@@ -6,8 +6,9 @@ import importlib
 import inspect
 import types
 from dataclasses import dataclass
+from functools import cached_property
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, Protocol
 
 import pytest
 from sphinx.util.inspect import TypeAliasForwardRef
@@ -65,6 +66,63 @@ def test_a_silent_dataclass_and_a_silent_function_are_found():
 
 
 def asked_nothing() -> None: ...
+
+
+def undocumented_methods(module: types.ModuleType) -> list[str]:
+    """The public methods and properties of a module's public classes that say nothing and override none that does.
+
+    `inspect.getdoc` would take the docstring of a value in a base, as of the number 0.0, for that of a property.
+    """
+
+    def method(value: Any) -> bool:
+        return inspect.isroutine(value) or isinstance(value, property)
+
+    silent = []
+    for name, kind in vars(module).items():
+        if not inspect.isclass(kind) or kind.__module__ != module.__name__ or name.startswith("_"):
+            continue
+        for own in (own for own, value in vars(kind).items() if method(value) and not own.startswith("_")):
+            line = [vars(one)[own] for one in kind.__mro__ if own in vars(one)]
+            if not any(value.__doc__ for value in line if method(value)):
+                silent.append(f"{module.__name__}.{name}.{own}")
+    return silent
+
+
+def test_every_public_method_and_property_says_what_it_gives_or_overrides_one_that_does():
+    assert [name for module in rooms.imported()[0] for name in undocumented_methods(module)] == []
+
+
+class Told(Protocol):
+    length: float = 0.0
+
+    def told(self) -> None:
+        """Words."""
+
+    def hidden(self) -> None: ...
+
+
+class Telling(Told):
+    def told(self) -> None: ...
+
+    def _private(self) -> None: ...
+
+    @property
+    def length(self) -> float:  # type: ignore[override]
+        return 1.0
+
+    @classmethod
+    def made(cls) -> None: ...
+
+    @cached_property
+    def kept(self) -> float:
+        return 1.0
+
+
+def test_silent_methods_are_found_and_inherited_words_count():
+    made = types.ModuleType(__name__)
+    made.__dict__.update(Told=Told, Telling=Telling)
+    silent = ["Told.hidden", "Telling.length", "Telling.made", "Telling.kept"]
+    assert undocumented_methods(made) == [f"{__name__}.{name}" for name in silent]
 
 
 # Docstrings
