@@ -236,6 +236,7 @@ class UniformLinear(nn.Linear):
     """A linear layer whose weights and biases start uniform in [-0.5, 0.5]."""
 
     def reset_parameters(self) -> None:
+        """Draw weights and biases anew from torch's global generator; a new layer has done so."""
         _uniform(self)
 
 

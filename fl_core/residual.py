@@ -48,6 +48,7 @@ class BasicBlock(nn.Module):
             self.shortcut = nn.Sequential(projection, norm_layer(norm, channels_out))
 
     def forward(self, hidden: Tensor) -> Tensor:
+        """[batch, channels_out, ⌈height/stride⌉, ⌈width/stride⌉] of `hidden` [batch, channels_in, height, width]."""
         branch = F.relu(self.norm1(self.conv1(hidden)))
         return F.relu(self.norm2(self.conv2(branch)) + self.shortcut(hidden))
 
@@ -71,6 +72,7 @@ class PreActivationBlock(nn.Module):
             self.shortcut = HeConv2d(channels_in, channels_out, 1, stride, bias=bias)
 
     def forward(self, hidden: Tensor) -> Tensor:
+        """[batch, channels_out, ⌈height/stride⌉, ⌈width/stride⌉] of `hidden` [batch, channels_in, height, width]."""
         active = F.relu(self.norm1(hidden))
         branch: Tensor = self.conv2(F.relu(self.norm2(self.conv1(active))))
         return branch + (hidden if self.shortcut is None else self.shortcut(active))

@@ -17,7 +17,7 @@ from fl_core.seeds import generator
 
 
 class Parametrisation(Protocol):
-    """Makes a lane's variables, from numbers that seed it, and its `pictures` from them."""
+    """Makes a lane's variables, from numbers that seed it, and its pictures from them."""
 
     def start(self, run: int, victim: int, restart: int, pictures: int, shape: Shape) -> tuple[Tree, Tree]:
         """One lane's variables [...] and what it adds to the lane's context."""

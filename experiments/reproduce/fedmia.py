@@ -97,6 +97,7 @@ class AlexNet(nn.Module):
         self.head = nn.Linear(256, classes)
 
     def forward(self, pixels: Tensor) -> Tensor:
+        """Logits [batch, classes] of pixels [batch, channels, height, width] in [0, 1]."""
         hidden = centred(pixels)
         for number, convolution in enumerate(self.convolutions):
             hidden = F.relu(convolution(hidden))

@@ -54,6 +54,7 @@ class Standardised(nn.Module):
             self.register_buffer(name, torch.tensor(value).view(-1, 1, 1), persistent=False)
 
     def train(self, mode: bool = True) -> Standardised:
+        """The module itself, in the mode asked for; an `evaluated` one stays in evaluation mode."""
         return super().train(mode and not self.evaluated)
 
     def forward(self, pixels: Tensor) -> Tensor:

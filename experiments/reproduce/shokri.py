@@ -38,6 +38,7 @@ class TanhCNN(nn.Module):
         )  # fmt: skip
 
     def forward(self, pixels: Tensor) -> Tensor:
+        """Logits [batch, classes] of pixels [batch, channels, height, width] in [0, 1]."""
         logits: Tensor = self.layers(centred(pixels))
         return logits
 

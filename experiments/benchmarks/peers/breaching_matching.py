@@ -74,6 +74,7 @@ def _check(request: Request, problem: Problem) -> Answer:
 
 
 def play(request: Request) -> Answer:
+    """Seconds of all its attacks and how often they asked for the gradient; for a `check`, what it asks for."""
     problem = problem_of(request)
     if request.check:
         return _check(request, problem)

@@ -48,6 +48,7 @@ def train(settings: Settings, message: Message, context: Context) -> Message:
 
 
 def client_app(settings: Settings) -> ClientApp:
+    """The app that answers for every client, by `train`."""
     app = ClientApp()
 
     # A worker gets this function by value and what it calls by name: the module's caches are the worker's own.

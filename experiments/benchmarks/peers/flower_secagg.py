@@ -49,14 +49,17 @@ class Cohort:
         self.mean: np.ndarray[Any, Any] | None = None
 
     def num_available(self) -> int:
+        """How many clients there are."""
         return len(self.nodes)
 
     def configure_fit(
         self, server_round: int, parameters: Parameters, client_manager: Any
     ) -> list[tuple[Node, FitIns]]:
+        """What each client is sent: everybody the same."""
         return [(Node(node), FitIns(parameters, {})) for node in self.nodes]
 
     def aggregate_fit(self, server_round: int, results: Any, failures: Any) -> tuple[Parameters, dict[str, Any]]:
+        """Keeps the mean that the workflow has unmasked, and hands it on."""
         found: Parameters = results[0][1].parameters
         self.mean = parameters_to_ndarrays(found)[0]
         return found, {}
@@ -75,6 +78,7 @@ class Loopback:
         self.copying = 0.0
 
     def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> list[Message]:
+        """The clients' replies, one after another; from a client that is lost, an error in place of its vector."""
         return [self._answer(message) for message in messages]
 
     def _answer(self, message: Message) -> Message:

@@ -55,9 +55,11 @@ class Classifier(McMahanCNN):
     """The model with the two methods that pfl asks for."""
 
     def loss(self, images: Tensor, labels: Tensor) -> Tensor:
+        """The mean cross-entropy of a batch, in nats."""
         return F.cross_entropy(self(images), labels)
 
     def metrics(self, images: Tensor, labels: Tensor) -> dict[str, Weighted]:
+        """The same, weighted by the batch's examples."""
         return {"loss": Weighted(self.loss(images, labels).item() * len(labels), len(labels))}
 
 
@@ -68,12 +70,14 @@ class Laps(TrainingProcessCallback):  # type: ignore[misc]
         self.watch = watch
 
     def on_train_begin(self, *, model: PyTorchModel) -> Metrics:
+        """Starts the watch."""
         self.watch.start()
         return Metrics()
 
     def after_central_iteration(
         self, aggregate_metrics: Metrics, model: PyTorchModel, *, central_iteration: int
     ) -> tuple[bool, Metrics]:
+        """A lap, and False: go on. RuntimeError where a client of the cohort was not trained."""
         trained, cohort = aggregate_metrics[DEVICES], self.watch.problem.settings.cohort
         if trained != cohort:
             raise RuntimeError(f"{trained} of {cohort} clients were trained")
