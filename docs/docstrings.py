@@ -54,13 +54,23 @@ def meant(code: str, scope: list[Any]) -> Any:
 
 
 def target_of(code: str, scope: list[Any]) -> str | None:
-    """The full name of what `code` names, where that has a place in the reference."""
+    """The full name of what `code` names, where that has a place in the reference.
+
+    A single word is a module only beside the one where it stands, or above: elsewhere it is a word like any other.
+    """
     found = meant(code, scope)
     if isinstance(found, types.ModuleType):
-        return found.__name__ if found.__name__ in modules() else None
+        here = next((one.__name__ for one in scope if isinstance(one, types.ModuleType)), "")
+        near = "." in code or here.startswith(found.__name__.rpartition(".")[0])
+        return found.__name__ if near and found.__name__ in modules() else None
     if not isinstance(found, (types.FunctionType, type)) or found.__module__ not in modules():
         return None
-    full = f"{found.__module__}.{found.__qualname__}"
+    kind = base_of(found, found.__name__)
+    full = (
+        f"{kind.__module__}.{kind.__qualname__}.{found.__name__}"
+        if kind
+        else f"{found.__module__}.{found.__qualname__}"
+    )
     return None if any(name.startswith(("_", "<")) for name in full.split(".")) else full
 
 
@@ -128,28 +138,83 @@ def scope_of(name: str) -> list[Any]:
     return [*scope, *map(importlib.import_module, ROOMS)]
 
 
-def from_elsewhere(obj: Any, scope: list[Any]) -> bool:
-    """Whether a method without words of its own would show those of a class of another package."""
-    if getattr(obj, "__doc__", None) or not inspect.isfunction(obj) or not inspect.isclass(scope[0]):
-        return False
-    documented = [kind for kind in scope[0].__mro__ if getattr(vars(kind).get(obj.__name__), "__doc__", None)]
-    return bool(documented) and documented[0].__module__ not in modules()
+def is_method(value: Any) -> bool:
+    """Whether a class has `value` as a method, a property or a cached property."""
+    return inspect.isroutine(value) or isinstance(value, property)
+
+
+def speaker(kind: type, name: str) -> type | None:
+    """The class that says what the method `name` of `kind` gives: the nearest with words for it, of those here.
+
+    What another package says of a method is no word on an override. Nor is the docstring of a plain value that a
+    property takes the place of, of the number 0.0 say, though `inspect.getdoc` gives it.
+    """
+    for one in kind.__mro__:
+        own = vars(one).get(name)
+        if one.__module__ in modules() and is_method(own) and own.__doc__:
+            return one
+    return None
+
+
+def overridden(kind: type) -> dict[type, list[str]]:
+    """The public methods of `kind` that leave what they give to a public base, by that base."""
+    found: dict[type, list[str]] = {}
+    for name, value in vars(kind).items():
+        base = speaker(kind, name) if is_method(value) and not name.startswith("_") else None
+        if base not in (None, kind) and not base.__name__.startswith("_"):
+            found.setdefault(base, []).append(name)
+    return found
+
+
+def owner_of(obj: Any) -> type | None:
+    """The class that a method, or a property, was written in."""
+    function = inspect.unwrap(getattr(obj, "fget", None) or getattr(obj, "func", None) or obj)
+    owner = getattr(function, "__qualname__", "").rpartition(".")[0]
+    found = meant(owner, [sys.modules.get(getattr(function, "__module__", None))])
+    return found if inspect.isclass(found) else None
+
+
+def base_of(obj: Any, name: str) -> type | None:
+    """The base whose page says what this method gives; None for one that has words of its own, or none at all."""
+    owner = owner_of(obj) if is_method(obj) else None
+    return owner and next((base for base, names in overridden(owner).items() if name in names), None)
+
+
+def taken(obj: Any, scope: list[Any]) -> types.SimpleNamespace:
+    """The parameters and fields that a docstring speaks of: names that are no links, whatever else has them."""
+    names = set[str]()
+    for thing in (obj, scope[0]):
+        if inspect.isclass(thing) or inspect.isroutine(thing):
+            with contextlib.suppress(TypeError, ValueError):
+                names |= inspect.signature(thing).parameters.keys()
+        for kind in getattr(thing, "__mro__", ()):
+            names |= vars(kind).get("__annotations__", {}).keys()
+    return types.SimpleNamespace(**dict.fromkeys(names))
 
 
 def process(app: Any, what: str, name: str, obj: Any, options: Any, lines: list[str]) -> None:
+    """Methods that a base speaks for are one line under their class, with links to what it says."""
     scope = scope_of(name)
-    lines[:] = [] if from_elsewhere(obj, scope) else restructured(lines, scope)
+    lines[:] = restructured(lines, [taken(obj, scope), *scope])
+    for base, methods in overridden(obj).items() if inspect.isclass(obj) else ():
+        full = f"{base.__module__}.{base.__qualname__}"
+        links = ", ".join(f":py:obj:`{method} <{full}.{method}>`" for method in methods)
+        lines += ["", f"As :py:obj:`{base.__name__} <{full}>` says: {links}.", ""]
 
 
 def skip(app: Any, what: str, name: str, obj: Any, skipped: bool, options: Any) -> bool | None:
-    """Methods show without words of their own (a protocol's speak for them); fields stand in the signature already.
+    """Methods show, unless a base speaks for them; fields stand in the signature already.
 
     A command's `main` stays out: its module says what it does.
     """
-    if name == "main":
+    if name == "main" or base_of(obj, name):
         return True
-    method = inspect.isroutine(obj) or isinstance(obj, (property, functools.cached_property))
-    return False if skipped and method and not name.startswith("_") else None
+    return False if skipped and is_method(obj) and not name.startswith("_") else None
+
+
+def signature(app: Any, what: str, name: str, obj: Any, options: Any, own: str, gives: str) -> tuple[str, None] | None:
+    """A protocol is not called."""
+    return ("", None) if getattr(obj, "_is_protocol", False) else None
 
 
 def name_of(alias: TypeAliasForwardRef) -> str:
@@ -160,6 +225,7 @@ def name_of(alias: TypeAliasForwardRef) -> str:
 def setup(app: Any) -> dict[str, bool]:
     TypeAliasForwardRef.__repr__ = name_of  # type: ignore[method-assign]
     app.connect("autodoc-process-docstring", process)
+    app.connect("autodoc-process-signature", signature)
     app.connect("autodoc-skip-member", skip)
     app.connect("doctree-read", complete)
     return {"parallel_read_safe": True, "parallel_write_safe": True}

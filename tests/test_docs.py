@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import importlib
 import inspect
 import types
@@ -13,12 +14,16 @@ from typing import Any, Protocol
 import pytest
 from sphinx.util.inspect import TypeAliasForwardRef
 from sphinx.util.typing import stringify_annotation
+from torch import nn
 
 import attacks.audit
+import defenses.dp_fedavg
 import fl_core.federation
 from defenses.base import Defense
+from defenses.composed import Composed
 from docs import docstrings, rooms
-from docs.docstrings import restructured, scope_of, skip, target_of
+from docs.docstrings import is_method, restructured, scope_of, skip, speaker, target_of
+from fl_core.participation import Everyone, Fixed, Participation
 
 
 def test_every_file_of_the_rooms_is_a_module_of_the_reference():
@@ -69,23 +74,15 @@ def asked_nothing() -> None: ...
 
 
 def undocumented_methods(module: types.ModuleType) -> list[str]:
-    """The public methods and properties of a module's public classes that say nothing and override none that does.
-
-    `inspect.getdoc` would take the docstring of a value in a base, as of the number 0.0, for that of a property.
-    """
-
-    def method(value: Any) -> bool:
-        return inspect.isroutine(value) or isinstance(value, property)
-
-    silent = []
-    for name, kind in vars(module).items():
-        if not inspect.isclass(kind) or kind.__module__ != module.__name__ or name.startswith("_"):
-            continue
-        for own in (own for own, value in vars(kind).items() if method(value) and not own.startswith("_")):
-            line = [vars(one)[own] for one in kind.__mro__ if own in vars(one)]
-            if not any(value.__doc__ for value in line if method(value)):
-                silent.append(f"{module.__name__}.{name}.{own}")
-    return silent
+    """The public methods and properties of a module's public classes that say nothing and override none that does."""
+    kinds = [kind for kind in vars(module).values() if inspect.isclass(kind) and kind.__module__ == module.__name__]
+    return [
+        f"{module.__name__}.{kind.__qualname__}.{name}"
+        for kind in kinds
+        for name, value in vars(kind).items()
+        if is_method(value) and not kind.__name__.startswith("_") and not name.startswith("_")
+        if speaker(kind, name) is None
+    ]
 
 
 def test_every_public_method_and_property_says_what_it_gives_or_overrides_one_that_does():
@@ -93,6 +90,9 @@ def test_every_public_method_and_property_says_what_it_gives_or_overrides_one_th
 
 
 class Told(Protocol):
+    """Stands in a module of the reference, as far as anybody is told."""
+
+    __module__ = "attacks.audit"
     length: float = 0.0
 
     def told(self) -> None:
@@ -101,8 +101,12 @@ class Told(Protocol):
     def hidden(self) -> None: ...
 
 
-class Telling(Told):
+class Telling(Told, nn.Module):
+    __module__ = "attacks.audit"
+
     def told(self) -> None: ...
+
+    def forward(self) -> None: ...
 
     def _private(self) -> None: ...
 
@@ -119,10 +123,20 @@ class Telling(Told):
 
 
 def test_silent_methods_are_found_and_inherited_words_count():
-    made = types.ModuleType(__name__)
+    made = types.ModuleType("attacks.audit")
     made.__dict__.update(Told=Told, Telling=Telling)
-    silent = ["Told.hidden", "Telling.length", "Telling.made", "Telling.kept"]
-    assert undocumented_methods(made) == [f"{__name__}.{name}" for name in silent]
+    silent = ["Told.hidden", "Telling.forward", "Telling.length", "Telling.made", "Telling.kept"]
+    assert undocumented_methods(made) == [f"attacks.audit.{name}" for name in silent]
+
+
+def test_what_a_peers_module_shows_has_words_though_the_peer_is_not_here():
+    silent = []
+    for module in set(rooms.modules()) - {module.__name__ for module in rooms.imported()[0]}:
+        tree = ast.parse((rooms.ROOT / module.replace(".", "/")).with_suffix(".py").read_text())
+        for holder in (tree, *(node for node in tree.body if isinstance(node, ast.ClassDef))):
+            parts = [node for node in holder.body if isinstance(node, ast.FunctionDef | ast.ClassDef)]
+            silent += [f"{module}.{part.name}" for part in parts if not ast.get_docstring(part)]
+    assert [name for name in silent if "._" not in name and not name.endswith(".main")] == []
 
 
 # Docstrings
@@ -182,14 +196,37 @@ def test_a_name_becomes_a_link_to_what_it_names_where_it_stands():
     assert target_of("not a name", scope) is None
 
 
-def test_what_torch_says_of_forward_is_not_repeated_for_every_model():
-    from fl_core.architectures import LeNet
-    from fl_core.residual import BasicBlock
+def shown(name: str, obj: Any, *lines: str) -> str:
+    written = list(lines)
+    docstrings.process(None, "", name, obj, None, written)
+    return "\n".join(written).strip()
 
-    assert BasicBlock.forward.__doc__ is None
-    assert docstrings.from_elsewhere(BasicBlock.forward, scope_of("fl_core.residual.BasicBlock.forward"))
-    assert not docstrings.from_elsewhere(LeNet.forward, scope_of("fl_core.architectures.LeNet.forward"))
-    assert not docstrings.from_elsewhere(fl_core.federation.run, scope_of("fl_core.federation.run"))
+
+def test_methods_that_a_base_speaks_for_are_one_line_with_links_to_it():
+    full = "fl_core.participation.Participation"
+    methods = ", ".join(
+        f":py:obj:`{name} <{full}.{name}>`" for name in ("eligible", "draw", "expected", "event", "check")
+    )
+    written = shown("fl_core.participation.Everyone", Everyone, "All.")
+    assert written == f"All.\n\nAs :py:obj:`Participation <{full}>` says: {methods}."
+    assert skip(None, "class", "draw", Everyone.draw, False, None) is True
+    assert target_of("draw", [Everyone]) == f"{full}.draw"
+    composed = vars(Composed)
+    assert skip(None, "class", "epsilon", composed["epsilon"], False, None) is None  # it has words of its own
+    assert skip(None, "class", "check", Composed.check, False, None) is True
+
+
+def test_a_parameter_and_a_field_are_no_links_to_what_else_has_their_names():
+    assert target_of("cohort", scope_of("fl_core.participation.Fixed")) == "fl_core.cohort"
+    assert shown("fl_core.participation.Fixed", Fixed, "`cohort` of them.").startswith("``cohort`` of them.")
+    assert shown("fl_core.federation.run", fl_core.federation.run, "`state`") == "``state``"
+    assert shown("fl_core.federation", fl_core.federation, "`state`") == ":py:obj:`state <fl_core.state>`"
+    assert shown("defenses.dp_fedavg", defenses.dp_fedavg, "`clients`") == "``clients``"  # not attacks.clients
+
+
+def test_a_protocol_shows_no_call():
+    assert docstrings.signature(None, "class", "", Participation, None, "(*args, **kwargs)", "") == ("", None)
+    assert docstrings.signature(None, "class", "", Fixed, None, "(cohort: int)", "") is None
 
 
 def test_methods_without_words_are_shown_and_fields_and_main_are_not():
