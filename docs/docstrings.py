@@ -13,9 +13,11 @@ import inspect
 import re
 import sys
 import types
+import typing
 from collections.abc import Iterator
 from typing import Any
 
+from docutils import nodes
 from sphinx import addnodes
 from sphinx.util.inspect import TypeAliasForwardRef
 
@@ -23,6 +25,7 @@ from docs.rooms import ROOMS, modules
 
 CODE = re.compile(r"(?<!`)`([^`]+)`(?!`)")
 ITEM = re.compile(r"(- |\d+\. )")
+LONGEST = 200  # characters of a constant's value that its page shows
 MARKUP = re.compile(r"([*|\\]|_(?!\w))")  # what reStructuredText would read as more than a character
 
 
@@ -75,7 +78,16 @@ def target_of(code: str, scope: list[Any]) -> str | None:
 
 
 def complete(app: Any, doctree: Any) -> None:
-    """Give the types in signatures their full names: short ones that several modules use would go astray."""
+    """Give the types in signatures their full names: short ones that several modules use would go astray.
+
+    A value that is long, or that no source has in these characters (`<class ...>`), is left to the source.
+    """
+    for value in list(doctree.findall(addnodes.desc_annotation)):
+        if value.astext().startswith(" = ") and (len(value.astext()) > LONGEST or "<" in value.astext()):
+            value.parent.remove(value)
+    for paragraph in doctree.findall(nodes.paragraph):
+        if isinstance(paragraph.parent, addnodes.desc_content) and paragraph.astext().startswith("alias of "):
+            paragraph.pop(0)  # what a field of a class is, which may be a class itself, is no second name of it
     for signature in doctree.findall(addnodes.desc_signature):
         if "module" not in signature:
             continue
@@ -136,6 +148,10 @@ def scope_of(name: str) -> list[Any]:
             break
         scope.insert(0, inner)
     return [*scope, *map(importlib.import_module, ROOMS)]
+
+
+class _Named(typing.NamedTuple):
+    field: int
 
 
 def is_method(value: Any) -> bool:
@@ -207,14 +223,19 @@ def skip(app: Any, what: str, name: str, obj: Any, skipped: bool, options: Any) 
 
     A command's `main` stays out: its module says what it does.
     """
-    if name == "main" or base_of(obj, name):
+    if name == "main" or base_of(obj, name) or isinstance(obj, type(_Named.field)):
         return True
     return False if skipped and is_method(obj) and not name.startswith("_") else None
 
 
-def signature(app: Any, what: str, name: str, obj: Any, options: Any, own: str, gives: str) -> tuple[str, None] | None:
-    """A protocol is not called."""
-    return ("", None) if getattr(obj, "_is_protocol", False) else None
+def signature(
+    app: Any, what: str, name: str, obj: Any, options: Any, own: str | None, gives: str | None
+) -> tuple[str, str | None] | None:
+    """A protocol is not called. `...` stands for a default that Sphinx cannot read, as a field's factory."""
+    if getattr(obj, "_is_protocol", False):
+        return "", None
+    plain = re.sub(r"<factory>|<function \S*<lambda>>", "...", own or "")
+    return None if plain == (own or "") else (plain, gives)
 
 
 def name_of(alias: TypeAliasForwardRef) -> str:

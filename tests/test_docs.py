@@ -12,6 +12,8 @@ from types import SimpleNamespace
 from typing import Any, Protocol
 
 import pytest
+from docutils.utils import new_document
+from sphinx import addnodes
 from sphinx.util.inspect import TypeAliasForwardRef
 from sphinx.util.typing import stringify_annotation
 from torch import nn
@@ -23,6 +25,7 @@ from defenses.base import Defense
 from defenses.composed import Composed
 from docs import docstrings, rooms
 from docs.docstrings import is_method, restructured, scope_of, skip, speaker, target_of
+from fl_core.memory import Footprint
 from fl_core.participation import Everyone, Fixed, Participation
 
 
@@ -227,6 +230,8 @@ def test_a_parameter_and_a_field_are_no_links_to_what_else_has_their_names():
 def test_a_protocol_shows_no_call():
     assert docstrings.signature(None, "class", "", Participation, None, "(*args, **kwargs)", "") == ("", None)
     assert docstrings.signature(None, "class", "", Fixed, None, "(cohort: int)", "") is None
+    unread = "(x=<function a.<lambda>>, y=<factory>)"
+    assert docstrings.signature(None, "", "", None, None, unread, "int") == ("(x=..., y=...)", "int")
 
 
 def test_methods_without_words_are_shown_and_fields_and_main_are_not():
@@ -238,6 +243,17 @@ def test_methods_without_words_are_shown_and_fields_and_main_are_not():
     assert asked("epsilon", Defense.epsilon) is None
     assert asked("main", importlib.import_module("experiments.run").main, skipped=False) is True
     assert asked("documented", Defense.prepare, skipped=False) is None
+    assert asked("shared", Footprint.shared, skipped=False) is True
+
+
+def test_a_value_shows_where_it_can_be_read():
+    def values(*written: str) -> list[str]:
+        tree = new_document("page")
+        tree += [addnodes.desc_signature("", "", addnodes.desc_annotation("", " = " + value)) for value in written]
+        docstrings.complete(None, tree)
+        return [node.astext() for node in tree.findall(addnodes.desc_annotation)]
+
+    assert values("32", "{'cosine': <function cosine>}", str(list(range(100)))) == [" = 32"]
 
 
 def test_type_aliases_go_by_their_names():
