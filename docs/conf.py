@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 from typing import Any
 
@@ -50,8 +51,12 @@ nitpick_ignore_regex = [
 def short(app: Any, page: str, template: str, context: dict[str, Any], doctree: Any) -> None:
     """Show the side bar's tree open at the page alone, modules by the last part of their names.
 
-    Whole, on each of hundreds of pages, it would be most of the site.
+    Whole, on each of hundreds of pages, it would be most of the site. A heading that is a module's name
+    breaks between words.
     """
+    if "body" in context:
+        breaks = functools.partial(re.sub, r"[._]", r"\g<0><wbr>")
+        context["body"] = re.sub(r"(?<=<h1>)[\w.]+", lambda name: breaks(name[0]), context["body"])
     if "toctree" in context:
         whole = context["toctree"]
 

@@ -85,9 +85,10 @@ def complete(app: Any, doctree: Any) -> None:
     for value in list(doctree.findall(addnodes.desc_annotation)):
         if value.astext().startswith(" = ") and (len(value.astext()) > LONGEST or "<" in value.astext()):
             value.parent.remove(value)
-    for paragraph in doctree.findall(nodes.paragraph):
-        if isinstance(paragraph.parent, addnodes.desc_content) and paragraph.astext().startswith("alias of "):
-            paragraph.pop(0)  # what a field of a class is, which may be a class itself, is no second name of it
+    for shown in doctree.findall(addnodes.desc):
+        for paragraph in shown.findall(nodes.paragraph) if shown["objtype"] == "attribute" else ():
+            if paragraph.astext().startswith("alias of "):
+                paragraph.pop(0)  # a field whose value is a class is no second name of it
     for signature in doctree.findall(addnodes.desc_signature):
         if "module" not in signature:
             continue
@@ -235,6 +236,7 @@ def signature(
     if getattr(obj, "_is_protocol", False):
         return "", None
     plain = re.sub(r"<factory>|<function \S*<lambda>>", "...", own or "")
+    plain = re.sub(r"<class '(?:\w+\.)*(\w+)'>", r"\1", plain)
     return None if plain == (own or "") else (plain, gives)
 
 

@@ -230,8 +230,8 @@ def test_a_parameter_and_a_field_are_no_links_to_what_else_has_their_names():
 def test_a_protocol_shows_no_call():
     assert docstrings.signature(None, "class", "", Participation, None, "(*args, **kwargs)", "") == ("", None)
     assert docstrings.signature(None, "class", "", Fixed, None, "(cohort: int)", "") is None
-    unread = "(x=<function a.<lambda>>, y=<factory>)"
-    assert docstrings.signature(None, "", "", None, None, unread, "int") == ("(x=..., y=...)", "int")
+    unread = "(x=<function a.<lambda>>, y=<factory>, z=<class 'a.B'>)"
+    assert docstrings.signature(None, "", "", None, None, unread, "int") == ("(x=..., y=..., z=B)", "int")
 
 
 def test_methods_without_words_are_shown_and_fields_and_main_are_not():
