@@ -12,11 +12,10 @@ import torch
 from attacks.reconstruction.gradient_matching import GradientMatching
 from attacks.reconstruction.objectives import Distance
 from attacks.reconstruction.presets import dlg
-from experiments.reproduce.base import Budget, Published, Reproduction
+from experiments.reproduce.base import JPEG, Budget, Published, Reproduction
 from experiments.reproduce.inversion import (
-    CIFAR10,
+    COLOUR,
     DIGITS,
-    JPEG,
     NormalPixels,
     Standardised,
     first_pictures,
@@ -57,7 +56,7 @@ class DeepLeakage(Reproduction):
     protocol: ClassVar[str] = (
         "one CIFAR-10 picture, a new ConvNet of width 64 whose batch normalisation uses its running statistics, one "
         "gradient; squared distance and L-BFGS at rate 1: DLG 1200 calls with the label as a variable, Wang 400 calls "
-        "with pixels in their range and a total variation."
+        "with pixels in their range and a total variation. Here several pictures, one by one, and their mean."
     )
     published: ClassVar[tuple[Published, ...]] = (
         Published(what="DLG, ConvNet", value=23.41, unit="dB", sense="at least", digits=2),
@@ -70,7 +69,7 @@ class DeepLeakage(Reproduction):
             differs="scikit-learn's 8x8 digits, enlarged to 16x16, a width of 4 and 60 gradients",
         ),
         "cpu": Budget(
-            overrides=(*CIFAR10, "data.limit=2000"),
+            overrides=(*COLOUR, "data.limit=2000"),
             options={
                 "victims": 5, "width": 16, "iterations": 1200, "wang_iterations": 400, "lenet_iterations": 4000,
                 "at_once": 5,
@@ -78,7 +77,7 @@ class DeepLeakage(Reproduction):
             differs=f"{JPEG}, the first 5 test pictures, a width of 16, an iteration is one gradient",
         ),
         "full": Budget(
-            overrides=(*CIFAR10, "data.limit=2000"),
+            overrides=(*COLOUR, "data.limit=2000"),
             options={
                 "victims": 100, "width": 64, "iterations": 24000, "wang_iterations": 8000, "lenet_iterations": 6000,
             },

@@ -14,6 +14,7 @@ from attacks.reconstruction.base import Knowledge, Reconstruction, Shape, Update
 from attacks.reconstruction.gradient_matching import GradientMatching
 from attacks.reconstruction.parametrisation import Pixels
 from experiments.reconstruction_scores import Answers, Truth
+from experiments.reproduce.base import CIFAR10
 from experiments.studies.base import Values
 from experiments.studies.reconstruction_figure import aligned
 from experiments.studies.tampering import as_plain, row
@@ -25,12 +26,7 @@ from fl_core.seeds import generator
 
 SHOWN = 6  # pictures of the report's gallery, a point
 
-JPEG = "CIFAR-10 as re-encoded JPEG"
-CIFAR10 = (
-    "data=cifar10_parquet", "data.path={data}/cifar10-train.parquet", "data.test_path={data}/cifar10-test.parquet",
-    "data.test_limit=null",
-)  # fmt: skip
-MNIST = ("data=mnist_parquet", "data.path={data}/mnist-train.parquet", "data.test_path={data}/mnist-test.parquet")
+COLOUR = (*CIFAR10, "data.test_limit=null")
 DIGITS = ("data=digits",)
 
 

@@ -11,12 +11,11 @@ from torch import nn
 
 from attacks.reconstruction.gradient_matching import GradientMatching
 from attacks.reconstruction.presets import dlg, inverting_gradients
-from experiments.reproduce.base import Budget, Published, Reproduction
+from experiments.reproduce.base import JPEG, Budget, Published, Reproduction
 from experiments.reproduce.dlg import DEVIATION, MEAN
 from experiments.reproduce.inversion import (
-    CIFAR10,
+    COLOUR,
     DIGITS,
-    JPEG,
     NormalPixels,
     Standardised,
     first_pictures,
@@ -87,7 +86,7 @@ class InvertingGradients(Reproduction):
             differs="scikit-learn's 8x8 digits, three pictures, at most 100 gradients, ResNet-20 of width 4",
         ),
         "cpu": Budget(
-            overrides=(*CIFAR10, "data.limit=2000"),
+            overrides=(*COLOUR, "data.limit=2000"),
             options={
                 "victims": 6, "residual_victims": 3, "iterations": 4000, "gradients": 4000,
                 "residual_iterations": 200, "residual_gradients": 200, "width": 16, "epochs": 20, "residual_epochs": 2,
@@ -95,7 +94,7 @@ class InvertingGradients(Reproduction):
             differs=f"{JPEG}, the first pictures of its test file, models trained on 2000 pictures",
         ),
         "full": Budget(
-            overrides=(*CIFAR10, "data.limit=null"),
+            overrides=(*COLOUR, "data.limit=null"),
             options={
                 "victims": 100, "residual_victims": 100, "iterations": 4000, "gradients": 10000,
                 "residual_iterations": 4000, "residual_gradients": 10000, "width": 64, "epochs": 120,

@@ -119,6 +119,7 @@ def test_a_seed_that_did_not_get_there_counts_with_all_its_rounds():
     assert first.row is not None
     assert first.row["value"] == 45.0
     assert "1 did not get there" in first.why
+    assert (first.row["low"], first.verdict) == (None, "missed")  # 30 alone would be under the published 34
     assert [line.verdict for line in others] == ["not attempted"] * 3
 
 

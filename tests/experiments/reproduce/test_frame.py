@@ -6,14 +6,15 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 from hydra.core.global_hydra import GlobalHydra
 
 from experiments import record
 from experiments.reproduce import __main__ as command
 from experiments.reproduce import base, summary
-from experiments.reproduce.base import BUDGETS, Budget, Published, judge, verdict_table, verdicts
-from experiments.reproduce.idlg import ABSENT, LabelAccuracy
+from experiments.reproduce.base import BUDGETS, Budget, Published, judge, over_seeds, verdict_table, verdicts
+from experiments.reproduce.idlg import ABSENT, LINE_SEARCH, LabelAccuracy
 from experiments.studies.base import build, make_study
 from experiments.table import as_markdown
 from fl_core.errors import InputError
@@ -93,7 +94,7 @@ def test_lines_keep_the_papers_order_and_end_with_what_was_measured_beside_them(
     )
     lines = verdicts(study(), rows)
     assert [line.what for line in lines[:-1]] == [one.what for one in LabelAccuracy.published]
-    assert [line.verdict for line in lines[:2]] == ["missed", "matched"]
+    assert [line.verdict for line in lines[:2]] == ["scaled down", "matched"]
     assert (lines[-1].what, lines[-1].verdict) == ("PSNR", "")
 
 
@@ -101,6 +102,31 @@ def test_a_number_from_memory_is_marked():
     published = Published(what="a number", value=0.5, unit="dB", remembered=True, sense="at least", digits=1)
     line = judge(published, {"metric": "a number", "value": 0.7}, AS_PUBLISHED)
     assert "| ≥ 0.5 dB [m] | 0.7 |" in as_markdown(verdict_table([line]))
+
+
+def test_a_value_that_no_paper_prints_is_marked_and_counted_apart():
+    lines = [
+        judge(Published(what=what, value=1.0, computed=computed), {"metric": what, "value": 1.0}, AS_PUBLISHED)
+        for what, computed in (("printed", False), ("known", True))
+    ]
+    assert "| known | 1.000 [c] |" in as_markdown(verdict_table(lines))
+    (counted,) = summary.glance([("one", line) for line in lines]).lines
+    assert counted[:6] == ["one", "1", "", "", "", "1 of 1"]
+
+
+def test_what_sets_one_number_apart_is_no_match_whatever_the_budget():
+    lines = verdicts(study(), record_of({"metric": "MNIST, DLG", "value": 89.9, "note": LINE_SEARCH}))
+    assert (lines[0].verdict, lines[0].why) == ("scaled down", LINE_SEARCH)
+    for kind in REPRODUCTIONS.values():
+        assert set(kind.apart) <= {one.what for one in kind.published}
+
+
+def test_the_interval_over_seeds_holds_the_mean_as_often_as_it_says():
+    draw = np.random.default_rng(0)
+    found = [over_seeds("a number", draw.normal(size=3).tolist()) for _ in range(2000)]
+    held = sum(row["low"] <= 0 <= row["high"] for row in found)
+    assert abs(held / 2000 - 0.95) < 0.02  # four standard deviations: a false alarm in 16,000 seeds
+    assert "low" not in over_seeds("a number", [1.0])
 
 
 def test_an_unknown_budget_of_a_study_is_refused():
@@ -161,12 +187,13 @@ def test_the_summary_counts_verdicts_and_leaves_smoke_out(tmp_path):
         options = {"budget": budget, "experiments": 2, "iterations": 3, "pictures": 1}
         manifest = {
             "config": {"study": {"_target_": "experiments.reproduce.idlg.LabelAccuracy", **options}},
-            "points": [{"hardware": {"processor": "a processor"}}], "seconds": 3.2, "command": "the command",
+            "points": [{"hardware": {"cores": 2, "processor": "a processor"}}],
+            "seconds": 3.2, "command": "the command",
         }  # fmt: skip
         record.write(tmp_path / name, manifest, points=record_of(*rows))
     page = summary.write(tmp_path).read_text()
-    assert "1 matched, 1 missed, 0 scaled down, 4 not attempted" in page
-    assert "Made by `the command` (a processor, 3 s of measuring)" in page
+    assert "1 matched, 0 missed, 1 scaled down, 4 not attempted" in page
+    assert "Made by `the command` (2 cores, a processor, 3 s over all points)" in page
     lines = (tmp_path / "verdicts.csv").read_text().splitlines()
     assert len(lines) == 1 + len(LabelAccuracy.published)
     assert (tmp_path / "verdicts.tex").exists()
