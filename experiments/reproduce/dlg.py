@@ -16,22 +16,21 @@ from experiments.reproduce.base import JPEG, Budget, Published, Reproduction
 from experiments.reproduce.inversion import (
     COLOUR,
     DIGITS,
+    STANDARD,
     NormalPixels,
     Standardised,
     first_pictures,
     in_parts,
     psnr_row,
-    shared_gradients,
+    seen_and_told,
     shown,
-    to_each,
-    told,
+    standardised,
 )
 from experiments.studies.base import Setting, Values
 from experiments.studies.clients import initial
 from fl_core.architectures import ConvNet, LeNet
 from fl_core.errors import check_number
 
-MEAN, DEVIATION = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)  # of CIFAR-10's training pictures
 LENET = "DLG, LeNet of Zhu et al."
 
 
@@ -102,12 +101,10 @@ class DeepLeakage(Reproduction):
         if case == LENET:
             model = Standardised(LeNet(data.shape, len(data.classes)))
         else:
-            colour = data.shape[0] == 3
-            mean, deviation = (MEAN, DEVIATION) if colour else ((0.5,), (0.25,))
             inner = ConvNet(data.shape, len(data.classes), width=self.width, norm="batch")
-            model = Standardised(inner, mean, deviation, evaluated=True)
-        sent = to_each(model, initial(model, setting.seed, torch.device("cpu")), self.victims)
-        updates, knowledge = shared_gradients(model, sent, truth), told(model, data, truth, labels=False)
+            model = standardised(inner, data.shape, evaluated=True)
+        start = initial(model, setting.seed, torch.device("cpu"))
+        updates, knowledge = seen_and_told(model, start, data, truth, labels=False)
         attack, differs = self._attack(case)
         found = in_parts(
             attack, updates, knowledge, run=setting.seed, device=setting.device, at_once=self.at_once
@@ -119,7 +116,7 @@ class DeepLeakage(Reproduction):
         settings: dict[str, Any] = {"restarts": 1, "enough": 1e-10}
         if case == LENET:
             return dlg(iterations=self.lenet_iterations, parametrisation=NormalPixels(), **settings), ""
-        settings["parametrisation"] = NormalPixels(mean=0.47, deviation=0.25)
+        settings["parametrisation"] = STANDARD
         if case == "DLG, ConvNet":
             return dlg(iterations=self.iterations, **settings), ""
         wang = GradientMatching(

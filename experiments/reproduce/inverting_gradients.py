@@ -12,19 +12,17 @@ from torch import nn
 from attacks.reconstruction.gradient_matching import GradientMatching
 from attacks.reconstruction.presets import dlg, inverting_gradients
 from experiments.reproduce.base import JPEG, Budget, Published, Reproduction
-from experiments.reproduce.dlg import DEVIATION, MEAN
 from experiments.reproduce.inversion import (
     COLOUR,
     DIGITS,
-    NormalPixels,
-    Standardised,
+    STANDARD,
+    UNIT,
     first_pictures,
     in_parts,
     psnr_row,
-    shared_gradients,
+    seen_and_told,
     shown,
-    to_each,
-    told,
+    standardised,
 )
 from experiments.studies.base import Setting, Values
 from experiments.studies.clients import initial, trained
@@ -35,7 +33,6 @@ from fl_core.residual import ResNet
 
 COSINE, SQUARED = "cosine + TV", "L2 + L-BFGS"
 LENET, RESNET = "LeNet (Zhu)", "ResNet20-4"
-UNIT = 0.25  # what a step of 1 on standardised pixels is on pixels in [0, 1]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -127,8 +124,7 @@ class InvertingGradients(Reproduction):
             start = trained(trainee, setting.pool, epochs, 0.1 if residual else 0.05, setting.seed)
         else:
             start = initial(model, setting.seed, torch.device("cpu"))
-        sent = to_each(model, start, len(truth.labels))
-        updates, knowledge = shared_gradients(model, sent, truth), told(model, data, truth, labels=True)
+        updates, knowledge = seen_and_told(model, start, data, truth, labels=True)
         differs = [f"width {self.width}, at most {self.residual_iterations} gradients"] if residual else []
         if self.width == 64:
             differs = []
@@ -149,18 +145,14 @@ class InvertingGradients(Reproduction):
         return self.residual_epochs if residual else self.epochs
 
     def _lenet(self, shape: tuple[int, int, int], classes: int, *, evaluated: bool) -> nn.Module:
-        return self._standardised(LeNet(shape, classes), shape, evaluated)
+        return standardised(LeNet(shape, classes), shape, evaluated=evaluated)
 
     def _resnet(self, shape: tuple[int, int, int], classes: int, *, evaluated: bool) -> nn.Module:
-        return self._standardised(ResNet(shape, classes, depth=20, width=self.width, norm="batch"), shape, evaluated)
-
-    @staticmethod
-    def _standardised(inner: nn.Module, shape: tuple[int, int, int], evaluated: bool) -> nn.Module:
-        mean, deviation = (MEAN, DEVIATION) if shape[0] == 3 else ((0.5,), (UNIT,))
-        return Standardised(inner, mean, deviation, evaluated=evaluated)
+        inner = ResNet(shape, classes, depth=20, width=self.width, norm="batch")
+        return standardised(inner, shape, evaluated=evaluated)
 
     def _attacks(self, residual: bool) -> dict[str, GradientMatching]:
-        settings: dict[str, Any] = {"restarts": 1, "parametrisation": NormalPixels(mean=0.47, deviation=UNIT)}
+        settings: dict[str, Any] = {"restarts": 1, "parametrisation": STANDARD}
         iterations = self.residual_iterations if residual else self.iterations
         gradients = self.residual_gradients if residual else self.gradients
         return {

@@ -17,10 +17,8 @@ from experiments.reproduce.inversion import (
     COLOUR,
     DIGITS,
     first_pictures,
-    shared_gradients,
+    seen_and_told,
     shown,
-    to_each,
-    told,
 )
 from experiments.studies.base import Setting, Values
 from experiments.studies.clients import initial
@@ -85,11 +83,10 @@ class ExactBatches(Reproduction):
         data = setting.test
         model = MLP(data.shape, len(data.classes), hidden=(self.width, 100))
         start = initial(model, setting.seed, torch.device("cpu"))
-        sent = to_each(model, start, self.tries)
         attack, rows, largest, kept = Spear(samples=self.samples), [], 0, {}
         for size in point["batches"]:
             truth = first_pictures(data, self.tries, size)
-            updates, knowledge = shared_gradients(model, sent, truth), told(model, data, truth, labels=False)
+            updates, knowledge = seen_and_told(model, start, data, truth, labels=False)
             found = attack.run(updates, knowledge, run=setting.seed)
             answers = Answers.of(found, truth)
             exact = (answers.psnr[:, 0] >= EXACT_DB).all(1)
