@@ -77,10 +77,12 @@ class Reproduction(Study):
     `differs` in a row says what sets it apart from the published protocol besides the budget, and `note` what else is
     to be said; `as_published` is true in a row that is the published one whatever the budget, such as a closed form.
     Rows of other metrics are shown without a verdict. `skipped` says of a published number why no budget measures it,
-    and `apart` what sets one apart from the published protocol whatever the budget.
+    and `apart` what sets one apart from the published protocol whatever the budget. `altered` says how the files at
+    hand differ from the published data set where the budget expects that itself.
     """
 
     budget: str
+    altered: str = ""
     title: ClassVar[str]
     source: ClassVar[str]
     protocol: ClassVar[str]
@@ -91,6 +93,11 @@ class Reproduction(Study):
 
     def __post_init__(self) -> None:
         check_choice("budget", self.budget, self.budgets)
+
+    @property
+    def differs(self) -> str:
+        """What sets this run's budget and files apart from the published protocol; empty where nothing does."""
+        return "; ".join(part for part in (self.budgets[self.budget].differs, self.altered) if part)
 
     def measured(self, records: Sequence[Values]) -> list[Values]:
         """The rows that are judged. Here those of the points as they are; where points are seeds, a subclass puts them
@@ -103,10 +110,9 @@ class Reproduction(Study):
 
     def table(self, records: Sequence[Values]) -> Page:
         """The verdicts, the protocol and the source."""
-        budget = self.budgets[self.budget]
         told = [f"Source: {self.source}. Protocol: {self.protocol}"]
-        if budget.differs:
-            told.append(f"Here, with the budget `{self.budget}`: {budget.differs}.")
+        if self.differs:
+            told.append(f"Here, with the budget `{self.budget}`: {self.differs}.")
         if any(one.remembered for one in self.published):
             told.append("Numbers marked [m] are as remembered; the source was not at hand.")
         if any(one.computed for one in self.published):
@@ -139,7 +145,7 @@ def verdicts(study: Reproduction, records: Sequence[Values]) -> list[Judged]:
     lines = []
     for one in study.published:
         found = [row for row in measured if row["metric"] == one.what and row["value"] is not None]
-        lines += [judge(one, row, study.budgets[study.budget], study.apart.get(one.what, "")) for row in found]
+        lines += [judge(one, row, study.differs, study.apart.get(one.what, "")) for row in found]
         if not found:
             noted = [row.get("note", "") for row in measured if row["metric"] == one.what]
             why = study.skipped.get(one.what, "") or "".join(noted) or f"no part of the budget {study.budget}"
@@ -150,10 +156,11 @@ def verdicts(study: Reproduction, records: Sequence[Values]) -> list[Judged]:
     return lines
 
 
-def judge(published: Published, row: Values, budget: Budget, apart: str = "") -> Judged:
+def judge(published: Published, row: Values, differs: str, apart: str = "") -> Judged:
     """Matched where the published number, give or take its tolerance, lies in our interval, or ours is beyond it in the
-    claim's sense; scaled down, and neither, where the protocol differs."""
-    of_budget = "" if row.get("as_published") else budget.differs
+    claim's sense; scaled down, and neither, where the budget `differs` from the published protocol or the number is set
+    `apart` from it."""
+    of_budget = "" if row.get("as_published") else differs
     of_row, note = "; ".join(part for part in (apart, row.get("differs", "")) if part), row.get("note", "")
     if of_budget or of_row:
         why = "; ".join(dict.fromkeys(part for part in (of_row, note) if part))
@@ -185,14 +192,16 @@ def over_seeds(metric: str, values: Sequence[float], **about: Any) -> Values:
 
 
 def verdict_table(lines: Sequence[Judged], in_full: bool = False) -> Table:
-    """What, the paper's number, ours with its interval, the verdict, and why; `in_full` with the budget's part."""
+    """What, the paper's number (with its tolerance, where that is more than rounding), ours with its interval, the
+    verdict, and why; `in_full` with the budget's part."""
 
     def theirs(one: Published | None) -> str:
         if one is None:
             return "—"
         sense = {"equal": "", "at least": "≥ ", "at most": "≤ "}[one.sense]
         unit = f" {one.unit}" if one.unit else ""
-        return f"{sense}{one.value:.{one.digits}f}{unit}{one.mark}"
+        spread = f" ± {one.tolerance:g}" if one.tolerance > 0.6 * 10**-one.digits else ""
+        return f"{sense}{one.value:.{one.digits}f}{spread}{unit}{one.mark}"
 
     def ours(line: Judged) -> Entry:
         if line.row is None:

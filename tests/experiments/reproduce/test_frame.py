@@ -2,24 +2,28 @@
 
 from __future__ import annotations
 
+import io
 import json
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from hydra.core.global_hydra import GlobalHydra
+from PIL import Image
 
 from experiments import record
 from experiments.reproduce import __main__ as command
 from experiments.reproduce import base, summary
-from experiments.reproduce.base import BUDGETS, Budget, Published, judge, over_seeds, verdict_table, verdicts
+from experiments.reproduce.base import BUDGETS, JPEG, Published, judge, over_seeds, verdict_table, verdicts
 from experiments.reproduce.idlg import ABSENT, LINE_SEARCH, LabelAccuracy
 from experiments.studies.base import build, make_study
 from experiments.table import as_markdown
 from fl_core.errors import InputError
 
-AS_PUBLISHED = Budget(differs="")
+AS_PUBLISHED = ""
 REPRODUCTIONS = command.reproductions()
 
 
@@ -69,11 +73,11 @@ def test_a_value_without_an_interval_is_its_own():
 def test_what_differs_from_the_protocol_is_scaled_down_and_no_verdict_on_the_paper():
     published = Published(what="a number", value=10.0)
     row = {"metric": "a number", "value": 10.0, "low": 9, "high": 11, "note": "seen twice"}
-    ours = judge(published, row | {"differs": "a smaller model"}, Budget(differs="fewer pictures"))
+    ours = judge(published, row | {"differs": "a smaller model"}, "fewer pictures")
     assert (ours.verdict, ours.why) == ("scaled down", "a smaller model; seen twice")
     assert ours.in_full == "fewer pictures; a smaller model; seen twice"
     assert judge(published, row | {"differs": "a smaller model"}, AS_PUBLISHED).verdict == "scaled down"
-    assert verdict(3.0, 2, 4, budget=Budget(differs="fewer pictures")) == "scaled down"
+    assert verdict(3.0, 2, 4, budget="fewer pictures") == "scaled down"
 
 
 def test_what_was_not_measured_is_not_attempted_and_says_why():
@@ -104,6 +108,13 @@ def test_a_number_from_memory_is_marked():
     assert "| ≥ 0.5 dB [m] | 0.7 |" in as_markdown(verdict_table([line]))
 
 
+@pytest.mark.parametrize(("tolerance", "shown"), [(0.05, "0.5 dB"), (0.26, "0.5 ± 0.26 dB")])
+def test_a_tolerance_beyond_rounding_is_shown(tolerance, shown):
+    published = Published(what="a number", value=0.5, unit="dB", tolerance=tolerance, digits=1)
+    line = judge(published, {"metric": "a number", "value": 0.7}, AS_PUBLISHED)
+    assert f"| {shown} |" in as_markdown(verdict_table([line]))
+
+
 def test_a_value_that_no_paper_prints_is_marked_and_counted_apart():
     lines = [
         judge(Published(what=what, value=1.0, computed=computed), {"metric": what, "value": 1.0}, AS_PUBLISHED)
@@ -129,13 +140,26 @@ def test_the_interval_over_seeds_holds_the_mean_as_often_as_it_says():
     assert "low" not in over_seeds("a number", [1.0])
 
 
+@pytest.mark.parametrize(("kind", "expected"), [("png", "matched"), ("jpeg", "scaled down")])
+def test_a_full_budget_on_pictures_saved_again_as_jpeg_is_no_match(tmp_path, kind, expected):
+    encoded = io.BytesIO()
+    Image.new("L", (28, 28)).save(encoded, kind)
+    for part in ("train", "test"):
+        table = pa.table({"image": pa.array([{"bytes": encoded.getvalue()}] * 2), "label": [0, 1]})
+        pq.write_table(table, tmp_path / f"mnist-{part}.parquet")
+    config = command.configuration("idlg", LabelAccuracy, "full", tmp_path)
+    lines = verdicts(make_study(config["study"]), record_of({"metric": "MNIST, iDLG", "value": 100.0}))
+    assert lines[1].verdict == expected
+    assert (lines[1].budget == JPEG) == (kind == "jpeg")
+
+
 def test_an_unknown_budget_of_a_study_is_refused():
     with pytest.raises(InputError, match="budget"):
         study(budget="gpu")
 
 
-@pytest.mark.parametrize("arguments", [["nothing"], ["idlg", "--budget", "huge"]])
-def test_an_unknown_name_or_budget_is_one_line_and_code_2(here, capsys, arguments):
+@pytest.mark.parametrize("arguments", [["nothing"], ["idlg", "--budget", "huge"], ["idlg", "--budgt"]])
+def test_an_unknown_name_budget_or_option_is_one_line_and_code_2(here, capsys, arguments):
     with pytest.raises(SystemExit) as stopped:
         command.main(arguments)
     assert stopped.value.code == 2
