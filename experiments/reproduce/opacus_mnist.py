@@ -65,8 +65,8 @@ class OpacusMNIST(Reproduction):
     title = "DP-SGD on MNIST (Opacus's example)"
     source = (
         "Opacus, examples/mnist_README.md: accuracies are means of ten runs ± their deviation, which is the tolerance "
-        "here. Its ε is stated as 6.86, 2.91 and 1.16, in some versions as 7.10, 3.01 and 1.19. ε by the privacy loss "
-        "distribution is a check of our own, on a grid of 1e-3"
+        "here. Its ε is stated as 6.86, 2.91 and 1.16, in some versions as 7.10, 3.01 and 1.19, which are those of "
+        "batches of 256. ε by the privacy loss distribution is a check of our own, on a grid of 1e-3"
     )
     protocol = (
         "the CNN of 26,010 parameters, SGD without momentum, Poisson batches of 240 of 60,000 pictures on average, 250 "
