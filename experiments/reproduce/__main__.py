@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +24,8 @@ from experiments.reproduce.base import BUDGETS, JPEG, Reproduction
 from experiments.store import RESULTS
 from experiments.studies.perform import perform
 from experiments.sweep import resolved
-from experiments.terminal import Parser, command, one_line_errors
-from fl_core.errors import InputError, check_choice
+from experiments.terminal import Parser, command, one_line_errors, say
+from fl_core.errors import check_choice
 
 INFRASTRUCTURE = ("base", "summary", "__main__")
 
@@ -50,7 +50,7 @@ def configuration(name: str, kind: type[Reproduction], budget: str, folder: Path
     chosen = kind.budgets[budget]
     if not GlobalHydra.instance().is_initialized():
         initialize_config_module("conf", version_base="1.3")
-    overrides = [one.format(data=folder) for one in chosen.overrides]
+    overrides = [_filled(one, str(folder)) for one in chosen.overrides]
     config = resolved(compose("config", overrides=[*overrides, *more]))
     path = config["data"].get("path")
     altered = {"altered": JPEG} if budget == "full" and path and holds_jpeg(Path(path)) else {}
@@ -60,6 +60,27 @@ def configuration(name: str, kind: type[Reproduction], budget: str, folder: Path
         "title": kind.title,
         "study": {"_target_": f"{kind.__module__}.{kind.__name__}", "budget": budget, **altered, **chosen.options},
     }
+
+
+def _filled(override: str, folder: str) -> str:
+    """`{data}` in an override put in its place; in quotes, since a path may hold what Hydra reads as more than text."""
+    if "{data}" not in override:
+        return override
+    field, _, value = override.partition("=")
+    escaped = folder.replace('"', '\\"')
+    return f'{field}="{value.format(data=escaped)}"'
+
+
+def left_out(made: Mapping[str, Any]) -> dict[str, str]:
+    """Of these configurations those whose files are not there, and which; none where that holds for all that read any,
+    so that a mistyped folder is an error."""
+    files = {
+        name: [Path(str(config["data"][field])) for field in ("path", "test_path") if config["data"].get(field)]
+        for name, config in made.items()
+    }
+    absent = {name: next((str(file) for file in each if not file.is_file()), "") for name, each in files.items()}
+    found = {name: file for name, file in absent.items() if file}
+    return {} if len(found) == sum(bool(each) for each in files.values()) else found
 
 
 def holds_jpeg(file: Path) -> bool:
@@ -91,17 +112,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if options.name != "all":
             check_choice("name", options.name, ("all", *found))
             found = {options.name: found[options.name]}
-        else:
-            found = {name: kind for name, kind in found.items() if options.budget in kind.budgets}
-        lacking = [name for name, kind in found.items() if options.budget not in kind.budgets]
-        if lacking:
-            raise InputError(
-                f"{lacking[0]} has no budget {options.budget}; it has {', '.join(found[lacking[0]].budgets)}"
-            )
         more = [f"workers={options.workers}"]
         made = {name: configuration(name, kind, options.budget, options.data, more) for name, kind in found.items()}
-        for config in made.values():
-            perform(config, [], command())
+        absent = left_out(made)
+        for name, file in absent.items():
+            say(f"{name} is left out: {file} is not a file")
+        for name, config in made.items():
+            if name not in absent:
+                perform(config, [], command())
         if options.budget != "smoke":
             print(f"Open:\n  {summary.write(RESULTS / 'reproduce')}")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import itertools
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -203,6 +204,31 @@ def test_all_goes_through_every_reproduction(here, monkeypatch):
     monkeypatch.setattr(command, "perform", lambda config, *_: seen.append(config["name"]))
     command.main(["all", "--budget", "smoke"])
     assert seen == [f"reproduce/{name}-smoke" for name in REPRODUCTIONS]
+
+
+def test_all_leaves_out_what_has_no_files_and_says_so(here, monkeypatch, capsys):
+    seen: list[str] = []
+    monkeypatch.setattr(command, "perform", lambda config, *_: seen.append(config["name"]))
+    monkeypatch.setattr(command.summary, "write", lambda folder: folder)
+    for part, data in itertools.product(("train", "test"), ("mnist", "cifar10")):
+        (here / f"{data}-{part}.parquet").touch()
+    command.main(["all", "--budget", "full", "--data", str(here)])
+    assert {f"reproduce/{name}-full" for name in REPRODUCTIONS} - set(seen) == {"reproduce/fedmia-full"}
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1
+    assert "fedmia is left out" in said
+    assert "cifar100-train.parquet" in said
+
+
+def test_a_mistyped_folder_leaves_nothing_out_so_that_the_loader_names_it(here):
+    made = {name: command.configuration(name, kind, "cpu", here / "no") for name, kind in REPRODUCTIONS.items()}
+    assert command.left_out(made) == {}
+
+
+@pytest.mark.parametrize("folder", ["a b", "a=b,c", "{x}", "it's", 'say "so"', "back\\slash"])
+def test_the_folder_of_the_files_may_have_any_name(folder):
+    config = command.configuration("idlg", LabelAccuracy, "cpu", Path(folder))
+    assert config["data"]["path"] == f"{folder}/mnist-train.parquet"
 
 
 def test_the_summary_counts_verdicts_and_leaves_smoke_out(tmp_path):
