@@ -16,6 +16,7 @@ from experiments.configuration import altered
 from experiments.reproduce.base import CIFAR10, JPEG, Budget, Published, Reproduction
 from experiments.reproduce.membership import ALONE, READS, cell_of, leaks
 from experiments.studies.base import Setting, Values
+from experiments.studies.tampering import row
 from fl_core.architectures import Shape, centred
 
 Array = NDArray[np.float64]
@@ -141,17 +142,9 @@ class ShadowAttack(Reproduction):
         samples = f"{len(scores)} targets, {members.sum():,} members, {(~members).sum():,} non-members"
         rows = []
         for name, each in (("precision", precisions), ("recall", recalls)):
-            interval = mean_interval(np.median(each, axis=1))
-            rows.append(
-                {
-                    "metric": f"CIFAR-10, {size:,} pictures: {name}",
-                    "value": interval.value,
-                    "low": interval.low,
-                    "high": interval.high,
-                    "samples": samples,
-                    "note": "the paper calls it almost 1" if name == "recall" else "",
-                }
-            )
+            note = "the paper calls it almost 1" if name == "recall" else ""
+            about = {"metric": f"CIFAR-10, {size:,} pictures: {name}", "samples": samples, "note": note}
+            rows.append(row(mean_interval(np.median(each, axis=1)), **about))
         accuracy = found.accuracy()
         return {"rows": [*rows, accuracy | {"metric": f"{size:,} pictures: {accuracy['metric']}"}]}
 
