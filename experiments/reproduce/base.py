@@ -219,7 +219,7 @@ def verdict_table(lines: Sequence[Judged], in_full: bool = False) -> Table:
 
 
 def published_and_ours(lines: Sequence[Judged], title: str) -> Figure:
-    """A panel a unit: published numbers as diamonds, ours as dots with their intervals."""
+    """A panel a unit: published numbers (or, marked [c], known values) as diamonds, ours as dots with intervals."""
     shown = [line for line in lines if line.published is not None]
     units = list(dict.fromkeys(line.published.unit for line in shown if line.published))
     heights = [sum(line.published is not None and line.published.unit == unit for line in shown) for unit in units]
@@ -244,7 +244,9 @@ def published_and_ours(lines: Sequence[Judged], title: str) -> Figure:
                 axis.errorbar(
                     value, place, xerr=bars, color=BLUE, marker="o", markersize=3.5, linestyle="", label="ours"
                 )
-            axis.set_yticks(range(len(mine)), [f"{line.what} ({line.verdict})" for line in mine])
+            marks = [line.published.mark for line in mine if line.published]
+            named = [f"{line.what}{mark} ({line.verdict})" for line, mark in zip(mine, marks, strict=True)]
+            axis.set_yticks(range(len(mine)), named)
             axis.set_ylim(len(mine) - 0.5, -0.5)
             axis.set_xlabel(unit)
             axis.grid(axis="x", linewidth=0.4, color="0.9")

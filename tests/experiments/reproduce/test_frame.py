@@ -8,6 +8,7 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 
+import matplotlib.pyplot as plt
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -122,6 +123,9 @@ def test_a_value_that_no_paper_prints_is_marked_and_counted_apart():
         for what, computed in (("printed", False), ("known", True))
     ]
     assert "| known | 1.000 [c] |" in as_markdown(verdict_table(lines))
+    drawn = base.published_and_ours(lines, "two numbers")
+    assert [one.get_text() for one in drawn.axes[0].get_yticklabels()] == ["printed (matched)", "known [c] (matched)"]
+    plt.close(drawn)
     (counted,) = summary.glance([("one", line) for line in lines]).lines
     assert counted[:6] == ["one", "1", "", "", "", "1 of 1"]
 
