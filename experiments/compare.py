@@ -104,7 +104,7 @@ def _entry(line: Line) -> str:
     if line.value is None:
         return "—"
     if line.measured is None:
-        return number(line.value)
+        return str(number(line.value))
     return f"{number(line.value)} [{number(line.measured.low)}, {number(line.measured.high)}]"
 
 

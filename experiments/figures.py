@@ -16,6 +16,8 @@ import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.transforms import Bbox, BboxBase
+from numpy.typing import NDArray
 
 from experiments import figure_data
 from experiments.collect import CellResult
@@ -111,8 +113,31 @@ def encoded(figure: Figure, kind: str) -> bytes:
     """The figure as a PNG or PDF, the same bytes for the same figure."""
     buffer = io.BytesIO()
     with plt.style.context(STYLE):
+        _settle(figure)
         figure.savefig(buffer, format=kind, metadata={"CreationDate": None} if kind == "pdf" else {"Software": None})
     return buffer.getvalue()
+
+
+def _settle(figure: Figure) -> None:
+    """Lay the figure out for good, with its parts at rounded places.
+
+    The solver behind the layout sums in the order of its memory, so that a place differs in its last digits from one
+    run to the next.
+    """
+    figure.set_dpi(plt.rcParams["savefig.dpi"])  # letters are as wide as the PNG's
+    figure.draw_without_rendering()
+    figure.set_layout_engine("none")
+    parts = list(figure.subfigs)
+    while parts:
+        part = parts.pop()
+        part.bbox_relative.set_points(_rounded(part.bbox_relative))
+        parts += part.subfigs
+    for axes in figure.axes:
+        axes.set_position(Bbox(_rounded(axes.get_position(original=True))), which="original")
+
+
+def _rounded(box: BboxBase) -> NDArray[np.float64]:
+    return np.round(box.get_points(), 6) + 0.0  # no -0
 
 
 KINDS = ("png", "pdf", "csv")

@@ -8,7 +8,8 @@ from __future__ import annotations
 import csv
 import io
 import math
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -16,9 +17,18 @@ TEX = {
     "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{", "}": r"\}",
     "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "ε": r"$\varepsilon$", "σ": r"$\sigma$", "δ": r"$\delta$",
     "α": r"$\alpha$", "μ": r"$\mu$", "∞": r"$\infty$", "≥": r"$\ge$", "≤": r"$\le$", "×": r"$\times$", "·": r"$\cdot$",
-    "→": r"$\to$", "±": r"$\pm$", "—": "---", "–": "--", "⁰": "$^0$", "¹": "$^1$", "²": "$^2$", "⁴": "$^4$",
-    "⁶": "$^6$", "⁷": "$^7$", "<": r"$<$", ">": r"$>$", "|": r"$|$", "“": "``", "”": "''",
+    "→": r"$\to$", "±": r"$\pm$", "—": "---", "–": "--", "<": r"$<$", ">": r"$>$", "|": r"$|$", "“": "``", "”": "''",
 }  # fmt: skip
+
+PLAIN_DIGITS, RAISED_DIGITS = "-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹"
+RAISED, LOWERED = str.maketrans(PLAIN_DIGITS, RAISED_DIGITS), str.maketrans(RAISED_DIGITS, PLAIN_DIGITS)
+SPECIAL = re.compile(rf"(ε\u0302|[{RAISED_DIGITS}]+|(?<![\w.-])-(?=\d))")  # what is more than its letters one by one
+
+PACKAGES = r"\usepackage{array,booktabs,longtable}"
+PAGE_OF_LINES = 40
+"""A LaTeX table with more lines goes on over pages."""
+WIDE = 45
+"""A column of text with an entry of more letters is broken into lines in LaTeX."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,7 +56,7 @@ class Number:
             return f"{value:.{self.digits}f}"
         if value and not 1e-3 <= abs(value) < 1e5:
             exponent = math.floor(math.log10(abs(value)))
-            return f"{value / 10**exponent:.1f}·10^{exponent}"
+            return f"{value / 10**exponent:.1f}·10{str(exponent).translate(RAISED)}"
         return f"{value:.{self.digits}g}" if abs(value) < 100 else f"{value:,.0f}"
 
 
@@ -104,48 +114,44 @@ Page = Sequence[str | Table]
 
 def as_markdown(table: Table) -> str:
     """The table in Markdown, its best entries bold; a first column without any entry is left out."""
-    marked, start = table.marked(), int(bool(table.lines) and not any(str(line[0]) for line in table.lines))
-
-    def printed(place: int, column: int, entry: Entry) -> str:
-        text = str(entry).replace("|", "\\|")
-        return f"**{text}**" if (place, column) in marked else text
-
-    body = [[printed(place, column, one) for column, one in enumerate(line)] for place, line in enumerate(table.lines)]
-    heads = [head.replace("|", "\\|") for head in table.heads]
-    rows = [heads, ["---"] * len(table.heads), *body]
-    return "\n".join("| " + " | ".join(row[start:]) + " |" for row in rows)
+    heads, *body = _printed(table, lambda text: text.replace("|", "\\|"), "**{}**")
+    return "\n".join("| " + " | ".join(row) + " |" for row in (heads, ["---"] * len(heads), *body))
 
 
 def as_latex(table: Table) -> str:
-    """A tabular with booktabs, its best entries bold; needs \\usepackage{booktabs}."""
-    marked = table.marked()
+    """The table in LaTeX, its best entries bold; a first column without any entry is left out. Needs PACKAGES."""
+    heads, *body = (" & ".join(row) + r" \\" for row in _printed(table, tex, r"\textbf{{{}}}"))
+    columns = "".join(_alignment([line[column] for line in table.lines]) for column in _columns(table))
+    if len(body) <= PAGE_OF_LINES:
+        begin, end = rf"\begin{{tabular}}{{{columns}}}", [r"\bottomrule", r"\end{tabular}"]
+        top = [r"\toprule", heads, r"\midrule"]
+    else:
+        begin, end = rf"\begin{{longtable}}{{{columns}}}", [r"\end{longtable}"]
+        top = [r"\toprule", heads, r"\midrule", r"\endhead", r"\bottomrule", r"\endfoot"]
+    return "\n".join([begin, *top, *body, *end, ""])
 
-    def printed(place: int, column: int, entry: Entry) -> str:
-        text = tex(str(entry))
-        return rf"\textbf{{{text}}}" if (place, column) in marked else text
 
-    numeric = [
-        bool(table.lines) and all(isinstance(line[column], Number) or _bare(str(line[column])) for line in table.lines)
-        for column in range(len(table.heads))
-    ]
-    lines = [
-        " & ".join(printed(place, column, one) for column, one in enumerate(line)) + r" \\"
-        for place, line in enumerate(table.lines)
-    ]
-    heads = " & ".join(map(tex, table.heads)) + r" \\"
-    columns = "".join("r" if one else "l" for one in numeric)
-    return "\n".join(
-        [
-            rf"\begin{{tabular}}{{{columns}}}",
-            r"\toprule",
-            heads,
-            r"\midrule",
-            *lines,
-            r"\bottomrule",
-            r"\end{tabular}",
-            "",
-        ]
-    )
+def _columns(table: Table) -> range:
+    """The columns that are printed: all but a first one without any entry."""
+    return range(int(bool(table.lines) and not any(str(line[0]) for line in table.lines)), len(table.heads))
+
+
+def _printed(table: Table, escaped: Callable[[str], str], bold: str) -> list[list[str]]:
+    """Heads and lines as text."""
+    marked, columns = table.marked(), _columns(table)
+    rows = [[escaped(table.heads[column]) for column in columns]]
+    for place, line in enumerate(table.lines):
+        entries = [(column, escaped(str(line[column]))) for column in columns]
+        rows.append([bold.format(text) if (place, column) in marked else text for column, text in entries])
+    return rows
+
+
+def _alignment(entries: Sequence[Entry]) -> str:
+    """Of a LaTeX column: numbers to the right, text to the left, and long text in lines of a quarter of the page."""
+    if entries and all(isinstance(entry, Number) or _bare(str(entry)) for entry in entries):
+        return "r"
+    longest = max((len(str(entry)) for entry in entries), default=0)
+    return "l" if longest <= WIDE else r">{\raggedright\arraybackslash}p{0.25\linewidth}"
 
 
 def _bare(text: str) -> bool:
@@ -154,8 +160,16 @@ def _bare(text: str) -> bool:
 
 
 def tex(text: str) -> str:
-    """Text with what LaTeX reads as commands escaped."""
-    return "".join(TEX.get(letter, letter) for letter in text).replace("$\\varepsilon$\u0302", r"$\hat\varepsilon$")
+    """Text with what LaTeX reads as commands escaped; raised digits and minus signs are those of mathematics."""
+    return "".join(_tex(part) for part in SPECIAL.split(text))
+
+
+def _tex(part: str) -> str:
+    if part == "-":
+        return "$-$"
+    if not SPECIAL.fullmatch(part):
+        return "".join(TEX.get(letter, letter) for letter in part)
+    return r"$\hat\varepsilon$" if part.startswith("ε") else f"$^{{{part.translate(LOWERED)}}}$"
 
 
 def as_csv(table: Table) -> str:
@@ -186,8 +200,8 @@ def page_markdown(page: Page) -> str:
 
 
 def page_latex(page: Page) -> str:
-    """The tables of a page in LaTeX, each after the text before it as a comment."""
-    lines = []
+    """The tables of a page in LaTeX, each after the text before it as a comment; first, what they need."""
+    lines = [f"% Needs {PACKAGES}"]
     for part in page:
         if isinstance(part, Table):
             lines.append(as_latex(part))

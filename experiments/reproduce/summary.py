@@ -9,7 +9,7 @@ from pathlib import Path
 from experiments import record
 from experiments.reproduce.base import Judged, Reproduction, Verdict, verdict_table, verdicts
 from experiments.studies.base import make_study
-from experiments.table import Entry, Table, as_csv, as_latex, as_markdown, page_markdown
+from experiments.table import Entry, Table, as_csv, as_markdown, page_latex, page_markdown
 from fl_core.checkpoint import write_text
 
 FILES = ("README.md", "verdicts.csv", "verdicts.tex")
@@ -74,5 +74,5 @@ def write(folder: Path, out: Path | None = None) -> Path:
     )
     write_text(out / "README.md", "\n\n".join([head, as_markdown(glance(everything)), *parts]) + "\n")
     write_text(out / "verdicts.csv", as_csv(named))
-    write_text(out / "verdicts.tex", as_latex(named))
+    write_text(out / "verdicts.tex", page_latex([named]))
     return out / "README.md"

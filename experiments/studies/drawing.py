@@ -72,9 +72,9 @@ def cells(
     axes.set_axis_off()
 
 
-def number(value: float | None, digits: int = 3) -> str:
+def number(value: float | None, digits: int = 3) -> Entry:
     """A number for a table; a dash where there is none."""
-    return "—" if value is None else str(Number(value=value, digits=digits, significant=True))
+    return "—" if value is None else Number(value=value, digits=digits, significant=True)
 
 
 def entry(one: Values | None, digits: int = 3) -> Entry:

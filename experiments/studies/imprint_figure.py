@@ -168,7 +168,7 @@ def _examples(axes: Axes, records: Sequence[Values]) -> None:
 def _layer(axes: Axes, records: Sequence[Values]) -> None:
     lines: list[list[tuple[str, bool | None]]] = []
     for name, (cosine, rank, fired) in _scores(records).items():
-        shown = [(f"{cosine:.2f}", cosine > 0.99), (number(rank, 2), rank < 1.5), (f"{fired:.1%}", fired < 0.05)]
+        shown = [(f"{cosine:.2f}", cosine > 0.99), (str(number(rank, 2)), rank < 1.5), (f"{fired:.1%}", fired < 0.05)]
         lines.append([(name, None), *shown])
     cells(axes, ["layer", "cosine", "rank", "fired"], [0.44, 0.22, 0.16, 0.18], lines)
     axes.set_title("h  What a client could see", loc="left", pad=16)

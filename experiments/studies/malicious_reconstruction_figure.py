@@ -326,7 +326,7 @@ def _one(records: Sequence[Values], **wanted: Any) -> Values:
     return next(iter(rows(records, **wanted)), {"value": None, "low": None, "noise_multiplier": None})
 
 
-def _share(one: Values, name: str) -> str:
+def _share(one: Values, name: str) -> Entry:
     return number(one.get(name))
 
 

@@ -7,9 +7,11 @@ import zlib
 from pathlib import Path
 
 import matplotlib.pyplot as plt
+import numpy as np
 import pytest
 
-from experiments import paper, record
+from experiments import figures, paper, record
+from experiments.figures import COLUMN
 
 
 def pdf(path: Path, height: float = 1.0, word: str = "0.5 dB") -> Path:
@@ -87,3 +89,18 @@ def test_a_folder_that_was_edited_by_hand_is_named_and_left_as_it_is(tmp_path, c
     assert stopped.value.code == paper.STALE
     assert f"not current: {tmp_path / 'table.md'}" in capsys.readouterr().out
     assert (tmp_path / "table.md").read_text() == "4.1"
+
+
+def test_a_figure_s_parts_stand_at_rounded_places_since_the_layout_differs_in_its_last_digits():
+    figure = plt.figure(figsize=(COLUMN, 3), layout="constrained")
+    top, bottom = figure.subfigures(2, 1)
+    top.subplots(1, 2)[0].set_title("an attack")
+    image = bottom.subplots().imshow([[0.0, 1.0]])
+    bottom.colorbar(image)
+    first = figures.encoded(figure, "pdf")
+    places = [axes.get_position(original=True).get_points() for axes in figure.axes]
+    places += [part.bbox_relative.get_points() for part in figure.subfigs]
+    assert all((place == place.round(6)).all() and not np.signbit(place).any() for place in places)
+    assert len({place.tobytes() for place in places}) == 6, "laid out"
+    assert figures.encoded(figure, "pdf") == first, "and once"
+    plt.close(figure)

@@ -3,11 +3,25 @@
 from __future__ import annotations
 
 import csv
+import shutil
+import subprocess
 from pathlib import Path
 
 import pytest
 
-from experiments.table import Number, Table, as_csv, as_latex, as_markdown, page_csv, page_latex, page_markdown, tex
+from experiments.table import (
+    PACKAGES,
+    PAGE_OF_LINES,
+    Number,
+    Table,
+    as_csv,
+    as_latex,
+    as_markdown,
+    page_csv,
+    page_latex,
+    page_markdown,
+    tex,
+)
 
 ROOT = Path(__file__).parents[2]
 
@@ -48,7 +62,7 @@ def test_small_and_large_numbers_keep_their_significant_digits():
     shown = [
         str(Number(value=value, digits=3, significant=True)) for value in (0.0, 1.2345, 0.00012, 1234567.0, 4321.0)
     ]
-    assert shown == ["0", "1.23", "1.2·10^-4", "1.2·10^6", "4,321"]
+    assert shown == ["0", "1.23", "1.2·10⁻⁴", "1.2·10⁶", "4,321"]
 
 
 def test_lines_are_compared_within_their_group_alone():
@@ -81,7 +95,26 @@ def test_markdown_and_latex_say_the_same_and_escape_what_they_must():
 
 
 def test_a_bound_on_epsilon_and_powers_are_what_latex_can_read():
-    assert tex("ε̂ ≥ 1 at 2¹⁰, 2²⁰") == r"$\hat\varepsilon$ $\ge$ 1 at 2$^1$$^0$, 2$^2$$^0$"
+    assert tex("ε̂ ≥ 1 at 2¹⁰, 2²⁰") == r"$\hat\varepsilon$ $\ge$ 1 at 2$^{10}$, 2$^{20}$"
+    small = Number(value=-1.2e-4, low=-0.5, high=3.0, significant=True)
+    assert tex(str(small)) == r"$-$1.2$\cdot$10$^{-4}$ [$-$0.5, 3]"
+    assert tex("DP-SGD at 1e-05, 2016-17") == "DP-SGD at 1e-05, 2016-17", "a hyphen stays one"
+
+
+def test_a_long_table_goes_on_over_pages_with_its_heads_and_long_text_is_broken_into_lines():
+    lines = [[str(line), "because " * 10] for line in range(PAGE_OF_LINES + 1)]
+    short, long = (as_latex(Table(["line", "why"], some)).splitlines() for some in (lines[:-1], lines))
+    assert short[0] == r"\begin{tabular}{r>{\raggedright\arraybackslash}p{0.25\linewidth}}"
+    assert long[0] == short[0].replace("tabular", "longtable")
+    assert long[1:6] == [r"\toprule", r"line & why \\", r"\midrule", r"\endhead", r"\bottomrule"]
+    assert long[-1] == r"\end{longtable}"
+
+
+def test_a_first_column_without_entries_is_left_out():
+    table = Table(["variant", "AUC"], [["", APART[0][1]], ["", APART[1][1]]], {"AUC": "highest"})
+    assert as_markdown(table).splitlines()[0] == "| AUC |"
+    assert as_latex(table).splitlines()[:3] == [r"\begin{tabular}{r}", r"\toprule", r"AUC \\"]
+    assert r"\textbf{0.900 [0.850, 0.950]} \\" in as_latex(table).splitlines()
 
 
 def test_committed_tables_hold_nothing_that_latex_cannot_read():
@@ -93,6 +126,21 @@ def test_committed_tables_hold_nothing_that_latex_cannot_read():
         assert sum(line.count("{") - line.count("}") - line.count(r"\{") + line.count(r"\}") for line in lines) == 0, (
             path
         )
+
+
+@pytest.mark.skipif(shutil.which("pdflatex") is None, reason="no pdflatex here")
+def test_committed_tables_are_typeset(tmp_path):
+    files = [path for path in sorted((ROOT / "results").rglob("*.tex")) if "runs" not in path.parts]
+    body = "\n".join(rf"\tiny\input{{{path}}}\newpage" for path in files)
+    start = rf"\documentclass{{article}}\usepackage[a3paper,landscape]{{geometry}}{PACKAGES}"
+    (tmp_path / "all.tex").write_text(f"{start}\n\\begin{{document}}\n{body}\n\\end{{document}}\n")
+    ran = subprocess.run(
+        ["pdflatex", "-interaction=nonstopmode", "-halt-on-error", "all.tex"], cwd=tmp_path, capture_output=True
+    )
+    said = ran.stdout.decode(errors="replace")
+    assert ran.returncode == 0, said[-2000:]
+    assert "Missing character" not in said
+    assert "too high" not in said, "a table is longer than a page"
 
 
 def test_the_csv_holds_full_precision_and_the_interval_s_ends():
