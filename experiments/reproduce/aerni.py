@@ -19,7 +19,7 @@ from defenses.dp_sgd import DPSGD
 from defenses.heuristics import KBit, Pruning, RandomNoise, TopK
 from defenses.mixup import Mixup
 from defenses.statements import PrivacyStatement
-from experiments.reproduce.base import Budget, Published, Reproduction
+from experiments.reproduce.base import CIFAR10, MNIST, WHOLE, Budget, Published, Reproduction
 from experiments.studies.base import Setting, Values
 from fl_core.algorithms.fedavg import FedAvg
 from fl_core.errors import InputError, check_choice, check_number
@@ -101,8 +101,7 @@ class MatchedUtility(Reproduction):
         ),
         "cpu": Budget(
             overrides=(
-                "data=mnist_parquet", "data.path={data}/mnist-train.parquet",
-                "data.test_path={data}/mnist-test.parquet", "data.limit=1000", "data.test_limit=4000", "model=mlp",
+                *MNIST, "data.limit=1000", "data.test_limit=4000", "model=mlp",
                 "model.hidden=[64]",
             ),
             options={
@@ -113,9 +112,7 @@ class MatchedUtility(Reproduction):
         ),
         "full": Budget(
             overrides=(
-                "data=cifar10_parquet", "data.path={data}/cifar10-train.parquet",
-                "data.test_path={data}/cifar10-test.parquet", "data.limit=null", "data.test_limit=null",
-                "model=wrn16_4",
+                *CIFAR10, *WHOLE, "model=wrn16_4",
             ),
             options={
                 "replicas": 64, "selecting": 4, "noise_multipliers": [0.1, 0.2, 0.4, 0.8], "dp_lrs": [1.0, 2.0, 4.0],
@@ -224,7 +221,7 @@ class MatchedUtility(Reproduction):
             value, low, high = difference(heuristic, chosen, self.fpr)
             less += high < 0
             says = "leaks more" if low > 0 else "leaks less" if high < 0 else "no difference shown"
-            short = " (none of them is as accurate)" if chosen.choosing < heuristic.choosing else ""
+            short = " (no setting of DP-SGD is as accurate)" if chosen.choosing < heuristic.choosing else ""
             beside = f"accuracy {heuristic.accuracy:.3f}, and {chosen.accuracy:.3f} of {chosen.words}{short}"
             found.append(
                 {
@@ -232,7 +229,7 @@ class MatchedUtility(Reproduction):
                     "note": f"{says}; {beside}",
                 }
             )  # fmt: skip
-        told = {"note": f"of {len(found)} that were tried"}
+        told = {"note": f"of {len(found)} that were tried; less is where the whole interval lies below zero"}
         return [{"metric": COUNT, "value": less, "samples": self.replicas, **told}, *found, *self.own(settings)]
 
     def own(self, settings: Sequence[Measured]) -> list[Values]:

@@ -6,12 +6,15 @@ what was measured is kept in results/reproduce/<name>/.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
 import matplotlib.pyplot as plt
+import numpy as np
 from matplotlib.figure import Figure
+from scipy.stats import t as student
 
 from experiments.figures import BLUE, ORANGE, STYLE
 from experiments.studies.base import Study, Values, rows
@@ -19,6 +22,15 @@ from experiments.table import Entry, Number, Page, Table
 from fl_core.errors import check_choice
 
 BUDGETS = ("smoke", "cpu", "full")
+
+CIFAR10 = (
+    "data=cifar10_parquet", "data.path={data}/cifar10-train.parquet", "data.test_path={data}/cifar10-test.parquet",
+)  # fmt: skip
+MNIST = ("data=mnist_parquet", "data.path={data}/mnist-train.parquet", "data.test_path={data}/mnist-test.parquet")
+WHOLE = ("data.limit=null", "data.test_limit=null")
+"""Overrides of a budget: whose pictures it reads, and that it reads all of them."""
+JPEG = "CIFAR-10 as re-encoded JPEG"
+
 Verdict = Literal["matched", "missed", "scaled down", "not attempted"]
 
 
@@ -26,18 +38,25 @@ Verdict = Literal["matched", "missed", "scaled down", "not attempted"]
 class Published:
     """One number of a paper: `what` it is, its `value` in `unit`, and how it was known here.
 
-    `remembered` marks a number that was not read in the source itself. `tolerance` is what rounding, or the spread that
-    the paper states, leaves open. `at_least`: a claim that is matched by any value from there on, such as a PSNR;
-    `at_most`: by any up to there, such as a number of rounds.
+    `remembered` marks a number that was not read in the source itself. `computed` marks one that no paper prints: a
+    known value, computed for this project by other means; it is counted apart. `tolerance` is what rounding, or the
+    spread that the paper states, leaves open. A `sense` of "at least" is a claim that is matched by any value from
+    there on, such as a PSNR; "at most" by any up to there, such as a number of rounds.
     """
 
     what: str
     value: float
     unit: str = ""
     remembered: bool = False
+    computed: bool = False
     tolerance: float = 0.0
     sense: Literal["equal", "at least", "at most"] = "equal"
     digits: int = 3
+
+    @property
+    def mark(self) -> str:
+        """[m] or [c] after the number, or nothing where it was read in its source."""
+        return " [c]" if self.computed else " [m]" if self.remembered else ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,19 +76,28 @@ class Reproduction(Study):
     `measure` gives rows whose `metric` is the `what` of a published number, with `value`, `low`, `high` and `samples`;
     `differs` in a row says what sets it apart from the published protocol besides the budget, and `note` what else is
     to be said; `as_published` is true in a row that is the published one whatever the budget, such as a closed form.
-    Rows of other metrics are shown without a verdict. `skipped` says of a published number why no budget measures it.
+    Rows of other metrics are shown without a verdict. `skipped` says of a published number why no budget measures it,
+    and `apart` what sets one apart from the published protocol whatever the budget. `altered` says how the files at
+    hand differ from the published data set where the budget expects that itself.
     """
 
     budget: str
+    altered: str = ""
     title: ClassVar[str]
     source: ClassVar[str]
     protocol: ClassVar[str]
     published: ClassVar[tuple[Published, ...]]
     budgets: ClassVar[Mapping[str, Budget]]
     skipped: ClassVar[Mapping[str, str]] = {}
+    apart: ClassVar[Mapping[str, str]] = {}
 
     def __post_init__(self) -> None:
         check_choice("budget", self.budget, self.budgets)
+
+    @property
+    def differs(self) -> str:
+        """What sets this run's budget and files apart from the published protocol; empty where nothing does."""
+        return "; ".join(part for part in (self.budgets[self.budget].differs, self.altered) if part)
 
     def measured(self, records: Sequence[Values]) -> list[Values]:
         """The rows that are judged. Here those of the points as they are; where points are seeds, a subclass puts them
@@ -82,12 +110,13 @@ class Reproduction(Study):
 
     def table(self, records: Sequence[Values]) -> Page:
         """The verdicts, the protocol and the source."""
-        budget = self.budgets[self.budget]
         told = [f"Source: {self.source}. Protocol: {self.protocol}"]
-        if budget.differs:
-            told.append(f"Here, with the budget `{self.budget}`: {budget.differs}.")
-        if any(one.published.remembered for one in verdicts(self, records) if one.published):
+        if self.differs:
+            told.append(f"Here, with the budget `{self.budget}`: {self.differs}.")
+        if any(one.remembered for one in self.published):
             told.append("Numbers marked [m] are as remembered; the source was not at hand.")
+        if any(one.computed for one in self.published):
+            told.append("Values marked [c] are in no paper: they were computed for this project by other means.")
         return [*told, verdict_table(verdicts(self, records))]
 
 
@@ -116,7 +145,7 @@ def verdicts(study: Reproduction, records: Sequence[Values]) -> list[Judged]:
     lines = []
     for one in study.published:
         found = [row for row in measured if row["metric"] == one.what and row["value"] is not None]
-        lines += [judge(one, row, study.budgets[study.budget]) for row in found]
+        lines += [judge(one, row, study.differs, study.apart.get(one.what, "")) for row in found]
         if not found:
             noted = [row.get("note", "") for row in measured if row["metric"] == one.what]
             why = study.skipped.get(one.what, "") or "".join(noted) or f"no part of the budget {study.budget}"
@@ -127,13 +156,14 @@ def verdicts(study: Reproduction, records: Sequence[Values]) -> list[Judged]:
     return lines
 
 
-def judge(published: Published, row: Values, budget: Budget) -> Judged:
+def judge(published: Published, row: Values, differs: str, apart: str = "") -> Judged:
     """Matched where the published number, give or take its tolerance, lies in our interval, or ours is beyond it in the
-    claim's sense; scaled down, and neither, where the protocol differs."""
-    of_budget = "" if row.get("as_published") else budget.differs
-    of_row, note = row.get("differs", ""), row.get("note", "")
+    claim's sense; scaled down, and neither, where the budget `differs` from the published protocol or the number is set
+    `apart` from it."""
+    of_budget = "" if row.get("as_published") else differs
+    of_row, note = "; ".join(part for part in (apart, row.get("differs", "")) if part), row.get("note", "")
     if of_budget or of_row:
-        why = "; ".join(part for part in (of_row, note) if part)
+        why = "; ".join(dict.fromkeys(part for part in (of_row, note) if part))
         return Judged(
             what=published.what, published=published, row=row, verdict="scaled down", why=why, budget=of_budget
         )
@@ -148,15 +178,30 @@ def judge(published: Published, row: Values, budget: Budget) -> Judged:
     return Judged(what=published.what, published=published, row=row, verdict=verdict, why=note)
 
 
+def over_seeds(metric: str, values: Sequence[float], **about: Any) -> Values:
+    """The row of a mean over `values`, one a seed, with Student's 95% interval; one seed has none.
+
+    Of three or four seeds the bootstrap's interval would be their range, in which the mean lies far less often.
+    """
+    mean, count = float(np.mean(values)), len(values)
+    told: Values = {"metric": metric, "value": mean, "samples": count}
+    if count == 1:
+        return told | {"note": "one seed, so no interval"} | about
+    half = float(student.ppf(0.975, count - 1) * np.std(values, ddof=1) / math.sqrt(count))
+    return told | {"low": mean - half, "high": mean + half, "note": f"mean of {count} seeds"} | about
+
+
 def verdict_table(lines: Sequence[Judged], in_full: bool = False) -> Table:
-    """What, the paper's number, ours with its interval, the verdict, and why; `in_full` with the budget's part."""
+    """What, the paper's number (with its tolerance, where that is more than rounding), ours with its interval, the
+    verdict, and why; `in_full` with the budget's part."""
 
     def theirs(one: Published | None) -> str:
         if one is None:
             return "—"
         sense = {"equal": "", "at least": "≥ ", "at most": "≤ "}[one.sense]
         unit = f" {one.unit}" if one.unit else ""
-        return f"{sense}{one.value:.{one.digits}f}{unit}{' [m]' if one.remembered else ''}"
+        spread = f" ± {one.tolerance:g}" if one.tolerance > 0.6 * 10**-one.digits else ""
+        return f"{sense}{one.value:.{one.digits}f}{spread}{unit}{one.mark}"
 
     def ours(line: Judged) -> Entry:
         if line.row is None:
@@ -174,7 +219,7 @@ def verdict_table(lines: Sequence[Judged], in_full: bool = False) -> Table:
 
 
 def published_and_ours(lines: Sequence[Judged], title: str) -> Figure:
-    """A panel a unit: published numbers as diamonds, ours as dots with their intervals."""
+    """A panel a unit: published numbers (or, marked [c], known values) as diamonds, ours as dots with intervals."""
     shown = [line for line in lines if line.published is not None]
     units = list(dict.fromkeys(line.published.unit for line in shown if line.published))
     heights = [sum(line.published is not None and line.published.unit == unit for line in shown) for unit in units]
@@ -199,7 +244,9 @@ def published_and_ours(lines: Sequence[Judged], title: str) -> Figure:
                 axis.errorbar(
                     value, place, xerr=bars, color=BLUE, marker="o", markersize=3.5, linestyle="", label="ours"
                 )
-            axis.set_yticks(range(len(mine)), [f"{line.what} ({line.verdict})" for line in mine])
+            marks = [line.published.mark for line in mine if line.published]
+            named = [f"{line.what}{mark} ({line.verdict})" for line, mark in zip(mine, marks, strict=True)]
+            axis.set_yticks(range(len(mine)), named)
             axis.set_ylim(len(mine) - 0.5, -0.5)
             axis.set_xlabel(unit)
             axis.grid(axis="x", linewidth=0.4, color="0.9")

@@ -12,27 +12,25 @@ import torch
 from attacks.reconstruction.gradient_matching import GradientMatching
 from attacks.reconstruction.objectives import Distance
 from attacks.reconstruction.presets import dlg
-from experiments.reproduce.base import Budget, Published, Reproduction
+from experiments.reproduce.base import JPEG, Budget, Published, Reproduction
 from experiments.reproduce.inversion import (
-    CIFAR10,
+    COLOUR,
     DIGITS,
-    JPEG,
+    STANDARD,
     NormalPixels,
     Standardised,
     first_pictures,
     in_parts,
     psnr_row,
-    shared_gradients,
+    seen_and_told,
     shown,
-    to_each,
-    told,
+    standardised,
 )
 from experiments.studies.base import Setting, Values
 from experiments.studies.clients import initial
 from fl_core.architectures import ConvNet, LeNet
 from fl_core.errors import check_number
 
-MEAN, DEVIATION = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)  # of CIFAR-10's training pictures
 LENET = "DLG, LeNet of Zhu et al."
 
 
@@ -57,7 +55,7 @@ class DeepLeakage(Reproduction):
     protocol: ClassVar[str] = (
         "one CIFAR-10 picture, a new ConvNet of width 64 whose batch normalisation uses its running statistics, one "
         "gradient; squared distance and L-BFGS at rate 1: DLG 1200 calls with the label as a variable, Wang 400 calls "
-        "with pixels in their range and a total variation."
+        "with pixels in their range and a total variation. Here several pictures, one by one, and their mean."
     )
     published: ClassVar[tuple[Published, ...]] = (
         Published(what="DLG, ConvNet", value=23.41, unit="dB", sense="at least", digits=2),
@@ -70,7 +68,7 @@ class DeepLeakage(Reproduction):
             differs="scikit-learn's 8x8 digits, enlarged to 16x16, a width of 4 and 60 gradients",
         ),
         "cpu": Budget(
-            overrides=(*CIFAR10, "data.limit=2000"),
+            overrides=(*COLOUR, "data.limit=2000"),
             options={
                 "victims": 5, "width": 16, "iterations": 1200, "wang_iterations": 400, "lenet_iterations": 4000,
                 "at_once": 5,
@@ -78,7 +76,7 @@ class DeepLeakage(Reproduction):
             differs=f"{JPEG}, the first 5 test pictures, a width of 16, an iteration is one gradient",
         ),
         "full": Budget(
-            overrides=(*CIFAR10, "data.limit=2000"),
+            overrides=(*COLOUR, "data.limit=2000"),
             options={
                 "victims": 100, "width": 64, "iterations": 24000, "wang_iterations": 8000, "lenet_iterations": 6000,
             },
@@ -103,12 +101,10 @@ class DeepLeakage(Reproduction):
         if case == LENET:
             model = Standardised(LeNet(data.shape, len(data.classes)))
         else:
-            colour = data.shape[0] == 3
-            mean, deviation = (MEAN, DEVIATION) if colour else ((0.5,), (0.25,))
             inner = ConvNet(data.shape, len(data.classes), width=self.width, norm="batch")
-            model = Standardised(inner, mean, deviation, evaluated=True)
-        sent = to_each(model, initial(model, setting.seed, torch.device("cpu")), self.victims)
-        updates, knowledge = shared_gradients(model, sent, truth), told(model, data, truth, labels=False)
+            model = standardised(inner, data.shape, evaluated=True)
+        start = initial(model, setting.seed, torch.device("cpu"))
+        updates, knowledge = seen_and_told(model, start, data, truth, labels=False)
         attack, differs = self._attack(case)
         found = in_parts(
             attack, updates, knowledge, run=setting.seed, device=setting.device, at_once=self.at_once
@@ -120,7 +116,7 @@ class DeepLeakage(Reproduction):
         settings: dict[str, Any] = {"restarts": 1, "enough": 1e-10}
         if case == LENET:
             return dlg(iterations=self.lenet_iterations, parametrisation=NormalPixels(), **settings), ""
-        settings["parametrisation"] = NormalPixels(mean=0.47, deviation=0.25)
+        settings["parametrisation"] = STANDARD
         if case == "DLG, ConvNet":
             return dlg(iterations=self.iterations, **settings), ""
         wang = GradientMatching(

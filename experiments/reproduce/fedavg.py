@@ -9,9 +9,8 @@ from typing import ClassVar
 import numpy as np
 import torch
 
-from attacks.metrics import mean_interval
 from defenses.base import Defense
-from experiments.reproduce.base import Budget, Published, Reproduction
+from experiments.reproduce.base import MNIST, WHOLE, Budget, Published, Reproduction, over_seeds
 from experiments.studies.base import Setting, Values, rows
 from fl_core.algorithms.fedavg import FedAvg
 from fl_core.errors import check_choice, check_number
@@ -43,10 +42,9 @@ SCREEN, MARGIN = 1000, 0.015
 """All test pictures are asked once these many are within the margin of the target: asking all takes as long as a round,
 and far below the target it changes nothing."""
 
-REAL = (
-    "data=mnist_parquet", "data.path={data}/mnist-train.parquet", "data.test_path={data}/mnist-test.parquet",
-    "data.limit=null", "data.test_limit=null", "model=mcmahan_cnn",
-)  # fmt: skip
+LONG = "one to two hours a seed on one core; the budget full measures it"
+
+REAL = (*MNIST, *WHOLE, "model=mcmahan_cnn")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -146,22 +144,22 @@ class Rounds(Reproduction):
         return {"rows": [{"metric": point["cell"], "value": crossing(curve, self.target)}], "curve": curve}
 
     def measured(self, records: Sequence[Values]) -> list[Values]:
-        """The mean over seeds of each cell; a seed that did not get there counts with all the rounds it was given."""
-        found = []
+        """The mean over seeds of each cell.
+
+        A seed that did not get there counts with all the rounds it was given: the mean is then too low, and has no
+        interval that a published number could lie in by it.
+        """
+        found: list[Values] = []
         for cell in CELLS:
             each = [row["value"] for row in rows(records, metric=cell)]
-            about: Values = {"metric": cell, "value": None, "samples": len(each)}
-            if each:
-                late = each.count(None)
-                mean = mean_interval(np.array([self.rounds if value is None else value for value in each]))
-                about |= {"value": mean.value, "note": "one seed" if len(each) == 1 else f"mean of {len(each)} seeds"}
-                if len(each) > 1:
-                    about |= {"low": mean.low, "high": mean.high}
-                if late:
-                    about["note"] += f"; {late} did not get there in {self.rounds} rounds, and counts with these"
-            else:
-                about["note"] = "one to two hours a seed on one core; the budget full measures it"
-            found.append(about)
+            if not each:
+                found.append({"metric": cell, "value": None, "samples": 0, "note": LONG})
+                continue
+            made = over_seeds(cell, [self.rounds if value is None else value for value in each])
+            if late := each.count(None):
+                made |= {"low": None, "high": None}
+                made["note"] += f"; {late} did not get there in {self.rounds} rounds, and counts with these"
+            found.append(made)
         return found
 
 

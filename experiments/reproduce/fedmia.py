@@ -23,8 +23,8 @@ from attacks.metrics import bootstrap_over_replicas
 from experiments import store
 from experiments.cell import Cell
 from experiments.replicas import signals_of
-from experiments.reproduce.base import Budget, Published, Reproduction
-from experiments.reproduce.membership import CIFAR10, READS, cell_of, leaks
+from experiments.reproduce.base import CIFAR10, JPEG, Budget, Published, Reproduction
+from experiments.reproduce.membership import READS, cell_of, leaks
 from experiments.studies.base import Setting, Values
 from fl_core.architectures import Shape, centred
 
@@ -118,8 +118,9 @@ class FedMIATable(Reproduction):
         'Federated Learning" (CVPR), Table 1, CIFAR-100 with AlexNet, IID'
     )
     protocol: ClassVar[str] = (
-        "10 clients with 5,000 pictures each, all in each of 300 rounds of one epoch, SGD from 0.1 on in batches of "
-        "100; the server sees every update. As in the authors' code, losses are under a client's own model, and the "
+        "10 clients with 5,000 pictures each, all in each of 300 rounds of one epoch, SGD from 0.1 on (in the authors' "
+        "code with a momentum of 0.9, anew each round, and a weight decay of 5e-4) in batches of 100; the server sees "
+        "every update. As in the authors' code, losses are under a client's own model, and the "
         "non-members are another client's pictures; rows that say so have pictures that nobody trained on instead."
     )
     published: ClassVar[tuple[Published, ...]] = tuple(
@@ -146,8 +147,9 @@ class FedMIATable(Reproduction):
                 f"signals.rounds=[{','.join(str(round) for round in range(9, 100, 10))}]",
             ),
             differs=(
-                "10 classes (CIFAR-10 saved again as JPEG) in place of 100, 100 pictures a client in place of 5,000, a "
-                "CNN of two convolutions, 100 rounds (30, tried first on another seed, hardly overfitted)"
+                f"10 classes ({JPEG}) in place of 100, 100 pictures a client in place of 5,000, a CNN of two "
+                "convolutions, no momentum or weight decay, 100 rounds (30, tried first on another seed, hardly "
+                "overfitted)"
             ),
         ),
         "full": Budget(
@@ -156,6 +158,7 @@ class FedMIATable(Reproduction):
                 "data.test_path={data}/cifar100-test.parquet", "data.limit=null", "data.test_limit=null",
                 "membership=0.9", "model=custom", f"model.factory={__name__}:AlexNet", "rounds=300", "replicas=4",
                 "shard=1", "sampler.batch_size=100", "algorithm.lr=0.1",
+                "algorithm.momentum=0.9", "algorithm.weight_decay=5e-4",
                 f"signals.rounds=[{','.join(str(round) for round in range(9, 300, 10))}]",
             ),
             differs="a client trains on 4,500 of its 5,000 pictures, since some must be nobody's",

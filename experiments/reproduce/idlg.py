@@ -13,10 +13,9 @@ from torch import Tensor
 from attacks.metrics import clopper_pearson
 from attacks.reconstruction.labels import infer_label_from_weights
 from attacks.reconstruction.presets import dlg, idlg
-from experiments.reproduce.base import Budget, Published, Reproduction
+from experiments.reproduce.base import MNIST, Budget, Published, Reproduction
 from experiments.reproduce.inversion import (
     DIGITS,
-    MNIST,
     NormalPixels,
     Standardised,
     first_pictures,
@@ -63,6 +62,7 @@ class LabelAccuracy(Reproduction):
     skipped: ClassVar[Mapping[str, str]] = {
         one.what: ABSENT for one in published if one.what.startswith(("CIFAR", "LFW"))
     }
+    apart: ClassVar[Mapping[str, str]] = {"MNIST, DLG": LINE_SEARCH}
     budgets: ClassVar[Mapping[str, Budget]] = {
         "smoke": Budget(
             overrides=DIGITS,
@@ -102,7 +102,7 @@ class LabelAccuracy(Reproduction):
             found = dlg(**settings).run(updates, knowledge, run=setting.seed, device=setting.device)
             return {
                 "rows": [
-                    self._share("MNIST, DLG", found.selected_labels(), truth.labels, LINE_SEARCH),
+                    self._share("MNIST, DLG", found.selected_labels(), truth.labels),
                     psnr_row("PSNR of DLG's pictures, dB", found, truth),
                 ],
                 "shown": shown(found, truth),
@@ -120,7 +120,7 @@ class LabelAccuracy(Reproduction):
         }
 
     @staticmethod
-    def _share(metric: str, labels: Tensor, true: Tensor, note: str = "") -> Values:
+    def _share(metric: str, labels: Tensor, true: Tensor) -> Values:
         right = clopper_pearson(int((labels == true).sum()), true.numel())
         whole = dataclasses.replace(right, value=100 * right.value, low=100 * right.low, high=100 * right.high)
-        return row(whole, metric=metric, samples=f"{len(true)} models and pictures", note=note)
+        return row(whole, metric=metric, samples=f"{len(true)} models and pictures")

@@ -14,6 +14,7 @@ from attacks.reconstruction.base import Knowledge, Reconstruction, Shape, Update
 from attacks.reconstruction.gradient_matching import GradientMatching
 from attacks.reconstruction.parametrisation import Pixels
 from experiments.reconstruction_scores import Answers, Truth
+from experiments.reproduce.base import CIFAR10
 from experiments.studies.base import Values
 from experiments.studies.reconstruction_figure import aligned
 from experiments.studies.tampering import as_plain, row
@@ -25,13 +26,10 @@ from fl_core.seeds import generator
 
 SHOWN = 6  # pictures of the report's gallery, a point
 
-JPEG = "CIFAR-10 as re-encoded JPEG"
-CIFAR10 = (
-    "data=cifar10_parquet", "data.path={data}/cifar10-train.parquet", "data.test_path={data}/cifar10-test.parquet",
-    "data.test_limit=null",
-)  # fmt: skip
-MNIST = ("data=mnist_parquet", "data.path={data}/mnist-train.parquet", "data.test_path={data}/mnist-test.parquet")
+COLOUR = (*CIFAR10, "data.test_limit=null")
 DIGITS = ("data=digits",)
+MEAN, DEVIATION = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)  # of CIFAR-10's training pictures
+UNIT = 0.25  # what a step of 1 on standardised pixels is on pixels in [0, 1]
 
 
 class Standardised(nn.Module):
@@ -63,6 +61,12 @@ class Standardised(nn.Module):
         return scores
 
 
+def standardised(inner: nn.Module, shape: Shape, *, evaluated: bool) -> Standardised:
+    """`inner` on pixels standardised as CIFAR-10's are; grey ones (the smoke budget's) by 0.5 and 0.25."""
+    mean, deviation = (MEAN, DEVIATION) if shape[0] == 3 else ((0.5,), (UNIT,))
+    return Standardised(inner, mean, deviation, evaluated=evaluated)
+
+
 @dataclass(frozen=True, kw_only=True)
 class NormalPixels(Pixels):
     """The pixels themselves, from normal noise of this mean and deviation."""
@@ -73,6 +77,10 @@ class NormalPixels(Pixels):
     def start(self, run: int, victim: int, restart: int, pictures: int, shape: Shape) -> tuple[Tree, Tree]:
         noise = torch.randn(pictures, *shape, generator=generator(run, "restart", victim, restart))
         return {"pixels": self.mean + self.deviation * noise}, {}
+
+
+STANDARD = NormalPixels(mean=0.47, deviation=UNIT)
+"""Standardised pixels from N(0, 1)."""
 
 
 def first_pictures(data: ImageSet, victims: int, examples: int = 1, skip: int = 0) -> Truth:
@@ -114,6 +122,14 @@ def told(model: nn.Module, data: ImageSet, truth: Truth, *, labels: bool) -> Kno
         model=model, shape=data.shape, classes=len(data.classes), examples=truth.labels.shape[1], lr=1.0,
         labels=truth.labels if labels else None,
     )  # fmt: skip
+
+
+def seen_and_told(
+    model: nn.Module, start: Tree, data: ImageSet, truth: Truth, *, labels: bool
+) -> tuple[Updates, Knowledge]:
+    """What a server sees of victims who all got `start` [1, ...] and share gradients, and what the papers tell it."""
+    sent = to_each(model, start, len(truth.labels))
+    return shared_gradients(model, sent, truth), told(model, data, truth, labels=labels)
 
 
 def in_parts(

@@ -11,21 +11,18 @@ from torch import nn
 
 from attacks.reconstruction.gradient_matching import GradientMatching
 from attacks.reconstruction.presets import dlg, inverting_gradients
-from experiments.reproduce.base import Budget, Published, Reproduction
-from experiments.reproduce.dlg import DEVIATION, MEAN
+from experiments.reproduce.base import JPEG, Budget, Published, Reproduction
 from experiments.reproduce.inversion import (
-    CIFAR10,
+    COLOUR,
     DIGITS,
-    JPEG,
-    NormalPixels,
-    Standardised,
+    STANDARD,
+    UNIT,
     first_pictures,
     in_parts,
     psnr_row,
-    shared_gradients,
+    seen_and_told,
     shown,
-    to_each,
-    told,
+    standardised,
 )
 from experiments.studies.base import Setting, Values
 from experiments.studies.clients import initial, trained
@@ -36,7 +33,6 @@ from fl_core.residual import ResNet
 
 COSINE, SQUARED = "cosine + TV", "L2 + L-BFGS"
 LENET, RESNET = "LeNet (Zhu)", "ResNet20-4"
-UNIT = 0.25  # what a step of 1 on standardised pixels is on pixels in [0, 1]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,7 +83,7 @@ class InvertingGradients(Reproduction):
             differs="scikit-learn's 8x8 digits, three pictures, at most 100 gradients, ResNet-20 of width 4",
         ),
         "cpu": Budget(
-            overrides=(*CIFAR10, "data.limit=2000"),
+            overrides=(*COLOUR, "data.limit=2000"),
             options={
                 "victims": 6, "residual_victims": 3, "iterations": 4000, "gradients": 4000,
                 "residual_iterations": 200, "residual_gradients": 200, "width": 16, "epochs": 20, "residual_epochs": 2,
@@ -95,7 +91,7 @@ class InvertingGradients(Reproduction):
             differs=f"{JPEG}, the first pictures of its test file, models trained on 2000 pictures",
         ),
         "full": Budget(
-            overrides=(*CIFAR10, "data.limit=null"),
+            overrides=(*COLOUR, "data.limit=null"),
             options={
                 "victims": 100, "residual_victims": 100, "iterations": 4000, "gradients": 10000,
                 "residual_iterations": 4000, "residual_gradients": 10000, "width": 64, "epochs": 120,
@@ -128,8 +124,7 @@ class InvertingGradients(Reproduction):
             start = trained(trainee, setting.pool, epochs, 0.1 if residual else 0.05, setting.seed)
         else:
             start = initial(model, setting.seed, torch.device("cpu"))
-        sent = to_each(model, start, len(truth.labels))
-        updates, knowledge = shared_gradients(model, sent, truth), told(model, data, truth, labels=True)
+        updates, knowledge = seen_and_told(model, start, data, truth, labels=True)
         differs = [f"width {self.width}, at most {self.residual_iterations} gradients"] if residual else []
         if self.width == 64:
             differs = []
@@ -150,18 +145,14 @@ class InvertingGradients(Reproduction):
         return self.residual_epochs if residual else self.epochs
 
     def _lenet(self, shape: tuple[int, int, int], classes: int, *, evaluated: bool) -> nn.Module:
-        return self._standardised(LeNet(shape, classes), shape, evaluated)
+        return standardised(LeNet(shape, classes), shape, evaluated=evaluated)
 
     def _resnet(self, shape: tuple[int, int, int], classes: int, *, evaluated: bool) -> nn.Module:
-        return self._standardised(ResNet(shape, classes, depth=20, width=self.width, norm="batch"), shape, evaluated)
-
-    @staticmethod
-    def _standardised(inner: nn.Module, shape: tuple[int, int, int], evaluated: bool) -> nn.Module:
-        mean, deviation = (MEAN, DEVIATION) if shape[0] == 3 else ((0.5,), (UNIT,))
-        return Standardised(inner, mean, deviation, evaluated=evaluated)
+        inner = ResNet(shape, classes, depth=20, width=self.width, norm="batch")
+        return standardised(inner, shape, evaluated=evaluated)
 
     def _attacks(self, residual: bool) -> dict[str, GradientMatching]:
-        settings: dict[str, Any] = {"restarts": 1, "parametrisation": NormalPixels(mean=0.47, deviation=UNIT)}
+        settings: dict[str, Any] = {"restarts": 1, "parametrisation": STANDARD}
         iterations = self.residual_iterations if residual else self.iterations
         gradients = self.residual_gradients if residual else self.gradients
         return {

@@ -31,12 +31,6 @@ READS = (
 ALONE = ("clients=1", "canaries=0", "attack.victims=0", "attack.audit_with=[]")
 """One training run without a federation, and nothing asked but membership."""
 
-CIFAR10 = (
-    "data=cifar10_parquet",
-    "data.path={data}/cifar10-train.parquet",
-    "data.test_path={data}/cifar10-test.parquet",
-)
-
 ACCURACY = "test accuracy"
 """The metric of a row that says how good the attacked models are; no paper's number stands beside it."""
 

@@ -8,7 +8,7 @@ from typing import ClassVar
 
 from experiments.cell import Cell
 from experiments.reproduce.base import Budget, Published, Reproduction
-from experiments.reproduce.lira import CPU_DIFFERS, CPU_POPULATION, FULL_POPULATION, SMOKE_POPULATION
+from experiments.reproduce.lira import CPU_DIFFERS, CPU_POPULATION, FULL_DIFFERS, FULL_POPULATION, SMOKE_POPULATION
 from experiments.reproduce.membership import READS, cell_of, leaks
 from experiments.studies.base import Setting, Values
 
@@ -31,7 +31,8 @@ class RMIAOffline(Reproduction):
     )
     protocol: ClassVar[str] = (
         "WRN28-2 on half of CIFAR-10's 50,000 training pictures; an example's references are models that were not "
-        "trained on it; γ = 2, a = 0.3; the target's AUC and TPR at FPR 0.01%."
+        "trained on it; γ = 2, a = 0.3; the target's AUC and TPR at FPR 0.01%. An example is asked about once "
+        "here; the paper's tables do not say how often, and the users asked twice."
     )
     published: ClassVar[tuple[Published, ...]] = (
         Published(what="1 reference: AUC", value=0.6864, tolerance=0.0043, digits=4, remembered=True),
@@ -53,7 +54,7 @@ class RMIAOffline(Reproduction):
         ),
         "full": Budget(
             overrides=(*FULL_POPULATION, "signals.public=10000", "replicas=16", "attack.fpr=1e-4"),
-            differs="",
+            differs=FULL_DIFFERS,
         ),
     }
 

@@ -12,16 +12,13 @@ from attacks.metrics import clopper_pearson
 from attacks.pictures import EXACT_DB
 from attacks.reconstruction.spear import Spear
 from experiments.reconstruction_scores import Answers
-from experiments.reproduce.base import Budget, Published, Reproduction
+from experiments.reproduce.base import JPEG, Budget, Published, Reproduction
 from experiments.reproduce.inversion import (
-    CIFAR10,
+    COLOUR,
     DIGITS,
-    JPEG,
     first_pictures,
-    shared_gradients,
+    seen_and_told,
     shown,
-    to_each,
-    told,
 )
 from experiments.studies.base import Setting, Values
 from experiments.studies.clients import initial
@@ -61,12 +58,12 @@ class ExactBatches(Reproduction):
             differs="scikit-learn's 8x8 digits, 100 units, batches up to 4",
         ),
         "cpu": Budget(
-            overrides=(*CIFAR10, "data.limit=2000"),
+            overrides=(*COLOUR, "data.limit=2000"),
             options={"batches": [2, 4, 8, 12, 16], "tries": 8, "samples": 2**21, "width": 400},
             differs=f"{JPEG}, at most 2^21 sets of rows a batch (raised from 2^16 on these batches), batches up to 16",
         ),
         "full": Budget(
-            overrides=(*CIFAR10, "data.limit=2000"),
+            overrides=(*COLOUR, "data.limit=2000"),
             options={"batches": [2, 4, 8, 16, 20, 24, 25, 28], "tries": 20, "samples": 2**26, "width": 400},
             differs="",
         ),
@@ -86,11 +83,10 @@ class ExactBatches(Reproduction):
         data = setting.test
         model = MLP(data.shape, len(data.classes), hidden=(self.width, 100))
         start = initial(model, setting.seed, torch.device("cpu"))
-        sent = to_each(model, start, self.tries)
         attack, rows, largest, kept = Spear(samples=self.samples), [], 0, {}
         for size in point["batches"]:
             truth = first_pictures(data, self.tries, size)
-            updates, knowledge = shared_gradients(model, sent, truth), told(model, data, truth, labels=False)
+            updates, knowledge = seen_and_told(model, start, data, truth, labels=False)
             found = attack.run(updates, knowledge, run=setting.seed)
             answers = Answers.of(found, truth)
             exact = (answers.psnr[:, 0] >= EXACT_DB).all(1)

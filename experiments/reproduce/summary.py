@@ -17,14 +17,23 @@ VERDICTS: tuple[Verdict, ...] = ("matched", "missed", "scaled down", "not attemp
 
 
 def glance(everything: Sequence[tuple[str, Judged]]) -> Table:
-    """A line a reproduction: how many numbers of each verdict, and the first of them that was measured."""
+    """A line a reproduction: how many published numbers of each verdict, how many of the computed values [c] were
+    matched, and the first number that was measured."""
     lines: list[list[Entry]] = []
     for name in dict.fromkeys(name for name, _ in everything):
         mine = [line for other, line in everything if other == name]
-        counts = Counter(line.verdict for line in mine)
+        published, computed = apart(mine)
+        counts = Counter(line.verdict for line in published)
+        checked = f"{sum(line.verdict == 'matched' for line in computed)} of {len(computed)}" if computed else ""
         (first,) = verdict_table([next((line for line in mine if line.row is not None), mine[0])]).lines
-        lines.append([name, *(str(counts[verdict] or "") for verdict in VERDICTS), *first[:3]])
-    return Table(["reproduction", *VERDICTS, "for example", "published", "ours"], lines)
+        lines.append([name, *(str(counts[verdict] or "") for verdict in VERDICTS), checked, *first[:3]])
+    return Table(["reproduction", *VERDICTS, "known values [c]", "for example", "published", "ours"], lines)
+
+
+def apart(lines: Sequence[Judged]) -> tuple[list[Judged], list[Judged]]:
+    """The lines of numbers that a paper prints, and those of values that were computed for this project."""
+    known = [line for line in lines if line.published is not None and line.published.computed]
+    return [line for line in lines if line not in known], known
 
 
 def write(folder: Path, out: Path | None = None) -> Path:
@@ -41,13 +50,16 @@ def write(folder: Path, out: Path | None = None) -> Path:
         lines = verdicts(study, found.points)
         everything += [(path.parent.name, line) for line in lines if line.published is not None]
         hardware = found.manifest["points"][0]["hardware"]
-        made = f"{hardware.get('gpu') or hardware['processor']}, {found.manifest['seconds']:.0f} s of measuring"
+        processor = f"{hardware['cores']} cores, {hardware['processor']}"
+        made = f"{hardware.get('gpu') or processor}, {found.manifest['seconds']:.0f} s over all points"
         parts.append(
             f"## {study.title}\n\n{page_markdown(study.table(found.points))}\n\n"
             f"Made by `{found.manifest['command']}` ({made}); [record]({path.parent.name}/manifest.json)."
         )
-    counts = Counter(line.verdict for _, line in everything)
+    published, computed = apart([line for _, line in everything])
+    counts = Counter(line.verdict for line in published)
     told = ", ".join(f"{counts[verdict]} {verdict}" for verdict in VERDICTS)
+    reached = sum(line.verdict == "matched" for line in computed)
     table = verdict_table([line for _, line in everything], in_full=True)
     named = Table(
         heads=["reproduction", *table.heads],
@@ -56,7 +68,9 @@ def write(folder: Path, out: Path | None = None) -> Path:
     head = (
         "# Published numbers, measured again\n\n"
         f"{told}. A number is matched where it lies in our 95% interval, or ours is beyond it in the claim's sense, "
-        "under the published protocol; under another protocol it is scaled down, and no verdict on the paper."
+        "under the published protocol; under another protocol it is scaled down, and no verdict on the paper. A wide "
+        f"interval is easily matched, so it stands beside. {reached} of {len(computed)} known values are reached that "
+        "no paper prints [c]; they check this project, and are counted apart."
     )
     write_text(out / "README.md", "\n\n".join([head, as_markdown(glance(everything)), *parts]) + "\n")
     write_text(out / "verdicts.csv", as_csv(named))

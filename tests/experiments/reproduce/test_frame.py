@@ -2,23 +2,30 @@
 
 from __future__ import annotations
 
+import io
+import itertools
 import json
 from collections.abc import Iterator
 from pathlib import Path
 
+import matplotlib.pyplot as plt
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from hydra.core.global_hydra import GlobalHydra
+from PIL import Image
 
 from experiments import record
 from experiments.reproduce import __main__ as command
 from experiments.reproduce import base, summary
-from experiments.reproduce.base import BUDGETS, Budget, Published, judge, verdict_table, verdicts
-from experiments.reproduce.idlg import ABSENT, LabelAccuracy
+from experiments.reproduce.base import BUDGETS, JPEG, Published, judge, over_seeds, verdict_table, verdicts
+from experiments.reproduce.idlg import ABSENT, LINE_SEARCH, LabelAccuracy
 from experiments.studies.base import build, make_study
 from experiments.table import as_markdown
 from fl_core.errors import InputError
 
-AS_PUBLISHED = Budget(differs="")
+AS_PUBLISHED = ""
 REPRODUCTIONS = command.reproductions()
 
 
@@ -68,11 +75,11 @@ def test_a_value_without_an_interval_is_its_own():
 def test_what_differs_from_the_protocol_is_scaled_down_and_no_verdict_on_the_paper():
     published = Published(what="a number", value=10.0)
     row = {"metric": "a number", "value": 10.0, "low": 9, "high": 11, "note": "seen twice"}
-    ours = judge(published, row | {"differs": "a smaller model"}, Budget(differs="fewer pictures"))
+    ours = judge(published, row | {"differs": "a smaller model"}, "fewer pictures")
     assert (ours.verdict, ours.why) == ("scaled down", "a smaller model; seen twice")
     assert ours.in_full == "fewer pictures; a smaller model; seen twice"
     assert judge(published, row | {"differs": "a smaller model"}, AS_PUBLISHED).verdict == "scaled down"
-    assert verdict(3.0, 2, 4, budget=Budget(differs="fewer pictures")) == "scaled down"
+    assert verdict(3.0, 2, 4, budget="fewer pictures") == "scaled down"
 
 
 def test_what_was_not_measured_is_not_attempted_and_says_why():
@@ -93,7 +100,7 @@ def test_lines_keep_the_papers_order_and_end_with_what_was_measured_beside_them(
     )
     lines = verdicts(study(), rows)
     assert [line.what for line in lines[:-1]] == [one.what for one in LabelAccuracy.published]
-    assert [line.verdict for line in lines[:2]] == ["missed", "matched"]
+    assert [line.verdict for line in lines[:2]] == ["scaled down", "matched"]
     assert (lines[-1].what, lines[-1].verdict) == ("PSNR", "")
 
 
@@ -103,13 +110,61 @@ def test_a_number_from_memory_is_marked():
     assert "| ≥ 0.5 dB [m] | 0.7 |" in as_markdown(verdict_table([line]))
 
 
+@pytest.mark.parametrize(("tolerance", "shown"), [(0.05, "0.5 dB"), (0.26, "0.5 ± 0.26 dB")])
+def test_a_tolerance_beyond_rounding_is_shown(tolerance, shown):
+    published = Published(what="a number", value=0.5, unit="dB", tolerance=tolerance, digits=1)
+    line = judge(published, {"metric": "a number", "value": 0.7}, AS_PUBLISHED)
+    assert f"| {shown} |" in as_markdown(verdict_table([line]))
+
+
+def test_a_value_that_no_paper_prints_is_marked_and_counted_apart():
+    lines = [
+        judge(Published(what=what, value=1.0, computed=computed), {"metric": what, "value": 1.0}, AS_PUBLISHED)
+        for what, computed in (("printed", False), ("known", True))
+    ]
+    assert "| known | 1.000 [c] |" in as_markdown(verdict_table(lines))
+    drawn = base.published_and_ours(lines, "two numbers")
+    assert [one.get_text() for one in drawn.axes[0].get_yticklabels()] == ["printed (matched)", "known [c] (matched)"]
+    plt.close(drawn)
+    (counted,) = summary.glance([("one", line) for line in lines]).lines
+    assert counted[:6] == ["one", "1", "", "", "", "1 of 1"]
+
+
+def test_what_sets_one_number_apart_is_no_match_whatever_the_budget():
+    lines = verdicts(study(), record_of({"metric": "MNIST, DLG", "value": 89.9, "note": LINE_SEARCH}))
+    assert (lines[0].verdict, lines[0].why) == ("scaled down", LINE_SEARCH)
+    for kind in REPRODUCTIONS.values():
+        assert set(kind.apart) <= {one.what for one in kind.published}
+
+
+def test_the_interval_over_seeds_holds_the_mean_as_often_as_it_says():
+    draw = np.random.default_rng(0)
+    found = [over_seeds("a number", draw.normal(size=3).tolist()) for _ in range(2000)]
+    held = sum(row["low"] <= 0 <= row["high"] for row in found)
+    assert abs(held / 2000 - 0.95) < 0.02  # four standard deviations: a false alarm in 16,000 seeds
+    assert "low" not in over_seeds("a number", [1.0])
+
+
+@pytest.mark.parametrize(("kind", "expected"), [("png", "matched"), ("jpeg", "scaled down")])
+def test_a_full_budget_on_pictures_saved_again_as_jpeg_is_no_match(tmp_path, kind, expected):
+    encoded = io.BytesIO()
+    Image.new("L", (28, 28)).save(encoded, kind)
+    for part in ("train", "test"):
+        table = pa.table({"image": pa.array([{"bytes": encoded.getvalue()}] * 2), "label": [0, 1]})
+        pq.write_table(table, tmp_path / f"mnist-{part}.parquet")
+    config = command.configuration("idlg", LabelAccuracy, "full", tmp_path)
+    lines = verdicts(make_study(config["study"]), record_of({"metric": "MNIST, iDLG", "value": 100.0}))
+    assert lines[1].verdict == expected
+    assert (lines[1].budget == JPEG) == (kind == "jpeg")
+
+
 def test_an_unknown_budget_of_a_study_is_refused():
     with pytest.raises(InputError, match="budget"):
         study(budget="gpu")
 
 
-@pytest.mark.parametrize("arguments", [["nothing"], ["idlg", "--budget", "huge"]])
-def test_an_unknown_name_or_budget_is_one_line_and_code_2(here, capsys, arguments):
+@pytest.mark.parametrize("arguments", [["nothing"], ["idlg", "--budget", "huge"], ["idlg", "--budgt"]])
+def test_an_unknown_name_budget_or_option_is_one_line_and_code_2(here, capsys, arguments):
     with pytest.raises(SystemExit) as stopped:
         command.main(arguments)
     assert stopped.value.code == 2
@@ -155,18 +210,44 @@ def test_all_goes_through_every_reproduction(here, monkeypatch):
     assert seen == [f"reproduce/{name}-smoke" for name in REPRODUCTIONS]
 
 
+def test_all_leaves_out_what_has_no_files_and_says_so(here, monkeypatch, capsys):
+    seen: list[str] = []
+    monkeypatch.setattr(command, "perform", lambda config, *_: seen.append(config["name"]))
+    monkeypatch.setattr(command.summary, "write", lambda folder: folder)
+    for part, data in itertools.product(("train", "test"), ("mnist", "cifar10")):
+        (here / f"{data}-{part}.parquet").touch()
+    command.main(["all", "--budget", "full", "--data", str(here)])
+    assert {f"reproduce/{name}-full" for name in REPRODUCTIONS} - set(seen) == {"reproduce/fedmia-full"}
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1
+    assert "fedmia is left out" in said
+    assert "cifar100-train.parquet" in said
+
+
+def test_a_mistyped_folder_leaves_nothing_out_so_that_the_loader_names_it(here):
+    made = {name: command.configuration(name, kind, "cpu", here / "no") for name, kind in REPRODUCTIONS.items()}
+    assert command.left_out(made) == {}
+
+
+@pytest.mark.parametrize("folder", ["a b", "a=b,c", "{x}", "it's", 'say "so"', "back\\slash"])
+def test_the_folder_of_the_files_may_have_any_name(folder):
+    config = command.configuration("idlg", LabelAccuracy, "cpu", Path(folder))
+    assert config["data"]["path"] == f"{folder}/mnist-train.parquet"
+
+
 def test_the_summary_counts_verdicts_and_leaves_smoke_out(tmp_path):
     rows = ({"metric": "MNIST, DLG", "value": 95.0}, {"metric": "MNIST, iDLG", "value": 100.0})
     for name, budget in (("idlg", "cpu"), ("idlg-smoke", "smoke")):
         options = {"budget": budget, "experiments": 2, "iterations": 3, "pictures": 1}
         manifest = {
             "config": {"study": {"_target_": "experiments.reproduce.idlg.LabelAccuracy", **options}},
-            "points": [{"hardware": {"processor": "a processor"}}], "seconds": 3.2, "command": "the command",
+            "points": [{"hardware": {"cores": 2, "processor": "a processor"}}],
+            "seconds": 3.2, "command": "the command",
         }  # fmt: skip
         record.write(tmp_path / name, manifest, points=record_of(*rows))
     page = summary.write(tmp_path).read_text()
-    assert "1 matched, 1 missed, 0 scaled down, 4 not attempted" in page
-    assert "Made by `the command` (a processor, 3 s of measuring)" in page
+    assert "1 matched, 0 missed, 1 scaled down, 4 not attempted" in page
+    assert "Made by `the command` (2 cores, a processor, 3 s over all points)" in page
     lines = (tmp_path / "verdicts.csv").read_text().splitlines()
     assert len(lines) == 1 + len(LabelAccuracy.published)
     assert (tmp_path / "verdicts.tex").exists()
