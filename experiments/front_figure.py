@@ -2,20 +2,41 @@
 
 from __future__ import annotations
 
+import itertools
+import math
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from numpy.typing import NDArray
 
 from experiments.collect import CellResult
 from experiments.figures import COLUMN, LOOKS, PAGE, STYLE
 from experiments.scoring import Row
 
-APART = 0.11
-"""Of a panel's width and height: nearer points share one name, so that names stay readable."""
+# In points, 1/72 inch: half a mark, a letter, how far a name may lie from its mark and beyond the panel, and how near
+# marks of one ε share a name.
+MARK, LETTER, DISTANCES, ROOM, NEAR = 2.5, 4.0, (4.0, 10.0, 16.0, 24.0, 34.0), 8.0, 14.0
+ANGLES = (45, 0, 90, 135, -45, 180, -90, -135)
+Size = tuple[float, float]
+"""About how wide and high a panel is, in points."""
 WORDS = {"canary": "Canaries", "ordinary": "Ordinary examples"}
+
+
+class Box(NamedTuple):
+    """A rectangle in points."""
+
+    left: float
+    bottom: float
+    right: float
+    top: float
+
+    def meets(self, other: Box) -> bool:
+        beside = self.right <= other.left or other.right <= self.left
+        return not (beside or self.top <= other.bottom or other.top <= self.bottom)
 
 
 def undominated(utility: Sequence[float], leaked: Sequence[float]) -> list[int]:
@@ -48,7 +69,8 @@ def front(
             layout="constrained", squeeze=False,
         )  # fmt: skip
         for axis, (group, found) in zip(axes.flat, panels, strict=True):
-            _panel(axis, found, variants)
+            size = (72 * (figure.get_figwidth() / len(panels) - 0.6), 72 * 1.5)
+            _panel(axis, found, variants, size)
             fpr = cells[0].facts["fpr"]
             words = "AUC" if metric == "auc" else f"TPR at {fpr:.3g} FPR" if metric == "tpr" else metric
             axis.set(xlabel="test accuracy", ylabel=f"{words} of {attack}")
@@ -71,7 +93,7 @@ def _points(cells: Sequence[CellResult], attack: str, group: str, metric: str) -
     return found
 
 
-def _panel(axes: Axes, found: Sequence[tuple[CellResult, Row, Row]], variants: Sequence[str]) -> None:
+def _panel(axes: Axes, found: Sequence[tuple[CellResult, Row, Row]], variants: Sequence[str], size: Size) -> None:
     for number, variant in enumerate(variants):
         mine = [(useful, leaked) for cell, useful, leaked in found if cell.variant == variant]
         if not mine:
@@ -86,18 +108,52 @@ def _panel(axes: Axes, found: Sequence[tuple[CellResult, Row, Row]], variants: S
         )  # fmt: skip
     useful_, leaked_ = ([row.value or 0.0 for row in rows] for rows in zip(*((u, v) for _, u, v in found), strict=True))
     best = undominated(useful_, leaked_)
-    _name(axes, [cell.label() for cell, _, _ in found], useful_, leaked_, first=best)
     axes.plot(
         [useful_[i] for i in best], [leaked_[i] for i in best], color="0.45", linewidth=0.9, linestyle=(0, (1, 1)),
         drawstyle="steps-pre", label="front", zorder=1,
     )  # fmt: skip
+    _name(axes, found, best, size)
 
 
-def _name(axes: Axes, names: Sequence[str], x: Sequence[float], y: Sequence[float], *, first: Sequence[int]) -> None:
-    """Write its ε beside each point, those on the front `first`, but for points near one that has a name."""
-    width, height = (max(max(one) - min(one), 1e-9) for one in (x, y))
-    done: list[int] = []
-    for i in [*first, *(i for i in range(len(names)) if i not in first)]:
-        if all(abs(x[i] - x[j]) > APART * width or abs(y[i] - y[j]) > APART * height for j in done):
-            axes.annotate(names[i], (x[i], y[i]), xytext=(3, 3), textcoords="offset points", fontsize=6)
-            done.append(i)
+def _name(axes: Axes, found: Sequence[tuple[CellResult, Row, Row]], best: Sequence[int], size: Size) -> None:
+    """Write its ε beside each point, where it covers no mark, line or name; a thin line leads from one further off.
+
+    Points of the same ε that lie on one another have one name.
+    """
+    scale = [side / (high - low) for side, (low, high) in zip(size, (axes.get_xlim(), axes.get_ylim()), strict=True)]
+    corner = np.array([axes.get_xlim()[0], axes.get_ylim()[0]])
+
+    def place(x: float | None, y: float | None) -> NDArray[np.float64]:
+        spot: NDArray[np.float64] = (np.array([x, y], dtype=float) - corner) * scale
+        return spot
+
+    spots = [place(useful.value, leaked.value) for _, useful, leaked in found]
+    taken = [Box(*(spot - MARK), *(spot + MARK)) for spot in spots]
+    for _, useful, leaked in found:
+        across = place(useful.low, leaked.value), place(useful.high, leaked.value)
+        upright = place(useful.value, leaked.low), place(useful.value, leaked.high)
+        taken += [Box(*(low - 1), *(high + 1)) for low, high in (across, upright) if np.isfinite([low, high]).all()]
+    steps = []  # of the front, up and to the right; a name covers them rather than to lie far off
+    for here, there in itertools.pairwise(spots[i] for i in best):
+        steps.append(Box(here[0] - 1, here[1], here[0] + 1, there[1]))
+        steps.append(Box(here[0], there[1] - 1, there[0], there[1] + 1))
+    named: list[tuple[str, NDArray[np.float64]]] = []
+    for (cell, useful, leaked), spot in zip(found, spots, strict=True):
+        text = cell.label()
+        if any(text == other and np.linalg.norm(spot - at) < NEAR for other, at in named):
+            continue
+        named.append((text, spot))
+        extent = np.array([LETTER * len(text), LETTER + 2.5])
+        for away, avoided, angle in itertools.product(DISTANCES, (steps, []), ANGLES):
+            middle = spot + (away + extent / 2) * [math.cos(math.radians(angle)), math.sin(math.radians(angle))]
+            box = Box(*(middle - extent / 2), *(middle + extent / 2))
+            inside = (middle - extent / 2 > 0).all() and (middle + extent / 2 < np.array(size) + ROOM).all()
+            if inside and not any(box.meets(other) for other in (*taken, *avoided)):
+                break
+        taken.append(box)
+        axes.annotate(
+            text, (float(useful.value or 0), float(leaked.value or 0)), xytext=tuple(middle - spot),
+            textcoords="offset points", ha="center", va="center", fontsize=6, annotation_clip=False,
+            arrowprops={"arrowstyle": "-", "color": "0.6", "linewidth": 0.5, "shrinkA": 0, "shrinkB": 2}
+            if away > DISTANCES[0] else None,
+        )  # fmt: skip
