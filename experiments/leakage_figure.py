@@ -38,11 +38,11 @@ MEMBERSHIP_STYLES = ((BLUE, "o", "-"), (GREEN, "^", "-."), (PURPLE, "s", (0, (3,
 def _membership(axes: Axes, cells: Sequence[CellResult], metric: str) -> None:
     """The headline attack on canaries and ordinary examples, the next three attacks on canaries, and the ceiling."""
     first = headline_attack(cells)
-    names = cells[0].attacks()[: len(MEMBERSHIP_STYLES)]
+    names = shown_attacks(cells)
     both = {row.group for row in cells[0].rows if row.question == "membership"} & {"canary", "ordinary"}
     group = "canary" if "canary" in both else "ordinary"
     for number, name in enumerate(names):
-        color, marker, linestyle = MEMBERSHIP_STYLES[number]
+        color, marker, linestyle = MEMBERSHIP_STYLES[-1 if name.startswith("blind") else number]
         words = {"canary": "canaries", "ordinary": "ordinary"}[group]
         line(
             axes, cells, partial(CellResult.row, question="membership", metric=metric, attack=name, group=group),
@@ -62,81 +62,90 @@ def _membership(axes: Axes, cells: Sequence[CellResult], metric: str) -> None:
         shade_above(axes, known)
 
 
+def shown_attacks(cells: Sequence[CellResult]) -> list[str]:
+    """The first attack of each kind ("LiRA, offline" is another LiRA), three at most, and one blind guess."""
+    kinds: dict[str, str] = {}
+    for name in cells[0].attacks():
+        kinds.setdefault("blind" if name.startswith("blind") else name.split(",")[0], name)
+    blind = kinds.pop("blind", None)
+    return list(kinds.values())[: len(MEMBERSHIP_STYLES) - 1] + ([] if blind is None else [blind])
+
+
 def leakage_vs_epsilon(cells: Sequence[CellResult], title: str) -> Figure:
-    """Membership, audit, reconstruction, labels and utility over one ε axis."""
+    """Membership, audit, reconstruction, labels and utility over one ε axis; what was not measured has no panel."""
+    drawn = [(_auc, "Membership"), (_tpr, "Membership, few false alarms")]
+    drawn += [(_audit, "Audited lower bound")] if any(cell.audit for cell in cells) else []
+    if cells[0].row("reconstruction", "psnr") is not None:
+        drawn += [(_pictures, "Reconstructed pictures"), (_labels, "Inferred labels")]
+    drawn += [(_utility, "Utility")]
+    across = 2 if len(drawn) == 4 else 3
+    down = math.ceil(len(drawn) / across)
     with plt.style.context(STYLE):
-        figure, axes = plt.subplots(2, 3, figsize=(PAGE, 4.5), layout="constrained")
-        auc, tpr, audit, picture, labels, utility = axes.flat
-        mark_axis(auc, cells, "AUC", "a  Membership")
-        _membership(auc, cells, "auc")
-        auc.axhline(0.5, color="0.7", linewidth=0.8, zorder=0)
-        auc.set_ylim(0.4, 1.02)
-        fpr = cells[0].facts["fpr"]
-        mark_axis(tpr, cells, f"TPR at {fpr:.3g} FPR", "b  Membership, few false alarms")
-        _membership(tpr, cells, "tpr")
-        tpr.axhline(fpr, color="0.7", linewidth=0.8, zorder=0)
-        tpr.set_ylim(-0.02, 1.02)
-        audit_panel(audit, cells, "c  Audited lower bound", [cell.audit for cell in cells])
-        mark_axis(picture, cells, "PSNR (dB)", "d  Reconstructed pictures")
-        for name, pick, style in (
-            (
-                "attacker's choice",
-                lambda cell: cell.row("reconstruction", "psnr"),
-                {"color": BLUE, "marker": "o"},
-            ),
-            (
-                "best in hindsight",
-                lambda cell: cell.row("reconstruction", "psnr_oracle"),
-                {"color": SKY, "marker": "v"},
-            ),
-            (
-                "blind: mean image",
-                lambda cell: cell.row("reconstruction", "psnr", "blind (mean image)"),
-                {"color": GREY, "marker": "x", "linestyle": ":"},
-            ),
-            (
-                "blind: nearest public",
-                lambda cell: cell.row("reconstruction", "psnr", "blind (nearest public image)"),
-                {"color": GREY, "marker": "+", "linestyle": "-."},
-            ),
-        ):
-            line(picture, cells, pick, label=name, markersize=4, **style)
-        mark_axis(labels, cells, "share of labels found", "e  Inferred labels")
-        line(
-            labels,
-            cells,
-            lambda cell: cell.row("reconstruction", "label_recall"),
-            color=BLUE,
-            marker="o",
-            markersize=4,
-            label="from the update",
-        )
-        labels.axhline(
-            1 / len(cells[0].facts["classes"]),
-            color=GREY,
-            linestyle=":",
-            linewidth=1,
-            label="blind: uniform guess",
-        )
-        labels.set_ylim(-0.02, 1.5)
-        labels.set_yticks(np.linspace(0, 1, 6))
-        mark_axis(utility, cells, "test accuracy", "f  Utility")
-        line(utility, cells, lambda cell: cell.row("utility", "accuracy"), color=BLUE, marker="o", markersize=4)
-        utility.set_ylim(0, 1.02)
-        for one in axes[1]:
-            one.set_xlabel("ε (∞: no defence)")
-        picture.set_ylim(0, 1.6 * picture.get_ylim()[1])  # room for the legend
-        for one in (picture, labels, audit):
-            if one.has_data():
-                one.legend(loc="upper left")
-        if cells[0].row("reconstruction", "psnr") is None:
-            picture.set_visible(False)
-            labels.set_visible(False)
-        audit.set_visible(any(cell.audit for cell in cells))
-        handles, words = auc.get_legend_handles_labels()
-        figure.legend(handles, words, loc="outside lower center", ncols=4)
+        figure, grid = plt.subplots(
+            down, across, figsize=(PAGE, 0.5 + 2 * down), layout="constrained", squeeze=False
+        )  # fmt: skip
+        for axes, letter, (draw, words) in zip(grid.flat, "abcdef", drawn, strict=False):
+            draw(axes, cells, f"{letter}  {words}")
+        for axes in grid.flat[len(drawn) :]:
+            axes.set_visible(False)
+        for column in grid.T:
+            [axes for axes in column if axes.get_visible()][-1].set_xlabel("ε (∞: no defence)")
+        figure.legend(*grid[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=4)
         figure.suptitle(title)
     return figure
+
+
+def _auc(axes: Axes, cells: Sequence[CellResult], title: str) -> None:
+    mark_axis(axes, cells, "AUC", title)
+    _membership(axes, cells, "auc")
+    axes.axhline(0.5, color="0.7", linewidth=0.8, zorder=0)
+    axes.set_ylim(0.4, 1.02)
+
+
+def _tpr(axes: Axes, cells: Sequence[CellResult], title: str) -> None:
+    fpr = cells[0].facts["fpr"]
+    mark_axis(axes, cells, f"TPR at {fpr:.3g} FPR", title)
+    _membership(axes, cells, "tpr")
+    axes.axhline(fpr, color="0.7", linewidth=0.8, zorder=0)
+    axes.set_ylim(-0.02, 1.02)
+
+
+def _audit(axes: Axes, cells: Sequence[CellResult], title: str) -> None:
+    audit_panel(axes, cells, title, [cell.audit for cell in cells])
+    if axes.has_data():
+        axes.legend(loc="upper left")
+
+
+def _pictures(axes: Axes, cells: Sequence[CellResult], title: str) -> None:
+    mark_axis(axes, cells, "PSNR (dB)", title)
+    for words, metric, attack, style in (
+        ("attacker's choice", "psnr", None, {"color": BLUE, "marker": "o"}),
+        ("best in hindsight", "psnr_oracle", None, {"color": SKY, "marker": "v"}),
+        ("blind: mean image", "psnr", "blind (mean image)", {"color": GREY, "marker": "x", "linestyle": ":"}),
+        ("blind: nearest public", "psnr", "blind (nearest public image)",
+         {"color": GREY, "marker": "+", "linestyle": "-."}),
+    ):  # fmt: skip
+        pick = partial(CellResult.row, question="reconstruction", metric=metric, attack=attack)
+        line(axes, cells, pick, label=words, markersize=4, **style)
+    axes.set_ylim(0, 1.6 * axes.get_ylim()[1])  # room for the legend
+    axes.legend(loc="upper left")
+
+
+def _labels(axes: Axes, cells: Sequence[CellResult], title: str) -> None:
+    mark_axis(axes, cells, "share of labels found", title)
+    pick = partial(CellResult.row, question="reconstruction", metric="label_recall")
+    line(axes, cells, pick, color=BLUE, marker="o", markersize=4, label="from the update")
+    guess = 1 / len(cells[0].facts["classes"])
+    axes.axhline(guess, color=GREY, linestyle=":", linewidth=1, label="blind: uniform guess")
+    axes.set_ylim(-0.02, 1.5)
+    axes.set_yticks(np.linspace(0, 1, 6))
+    axes.legend(loc="upper left")
+
+
+def _utility(axes: Axes, cells: Sequence[CellResult], title: str) -> None:
+    mark_axis(axes, cells, "test accuracy", title)
+    line(axes, cells, lambda cell: cell.row("utility", "accuracy"), color=BLUE, marker="o", markersize=4)
+    axes.set_ylim(0, 1.02)
 
 
 def audit_panel(axes: Axes, cells: Sequence[CellResult], title: str, audited: Sequence[Audit | None]) -> None:
