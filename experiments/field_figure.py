@@ -103,8 +103,8 @@ def by_field(cells: Sequence[CellResult], title: str, field: str | None = None) 
                 _utility(row[2], axis, cells, next(letters))
             else:
                 _audit(row[2], axis, cells, next(letters))
-        for axes in grid[-1]:
-            axes.set_xlabel(WORDS.get(axis.field, axis.field))
+        for column in grid.T:  # the lowest panel of each column names the axis
+            [axes for axes in column if axes.get_visible()][-1].set_xlabel(WORDS.get(axis.field, axis.field))
         handles, labels = grid[0, 0].get_legend_handles_labels()
         figure.legend(handles, labels, loc="outside lower center", ncols=4)
         figure.suptitle(title)

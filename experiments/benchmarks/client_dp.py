@@ -194,7 +194,8 @@ def draw(record: dict[str, Any]) -> Figure:
                 [m - min(one) for m, one in zip(middle, each, strict=True)],
                 [max(one) - m for m, one in zip(middle, each, strict=True)],
             ]
-            axes.errorbar(x, middle, yerr=errors, label=f"{words} (against {view})", markersize=4, **style)
+            whom = view.replace("_", " ")
+            axes.errorbar(x, middle, yerr=errors, label=f"{words} (against the {whom})", markersize=4, **style)
         plain = next(one for one in record["points"] if one["mechanism"] == "none")["accuracy"]
         axes.axhline(mean(plain), color=GREY, linewidth=0.8, linestyle=(0, (5, 2)), zorder=0)
         axes.annotate("no defence", (1, mean(plain)), xycoords=("axes fraction", "data"), xytext=(-2, 2),

@@ -76,9 +76,9 @@ def _panel(left: Axes, words: Panel, lines: Sequence[dict[str, Any]]) -> None:
 
 
 def _decades(axes: Axes, values: Sequence[float]) -> None:
-    """Logarithmic, and whole decades, so that every axis has plain ticks."""
+    """Logarithmic, and whole decades, so that every axis has plain ticks; a little more above, for the marks there."""
     axes.set(xscale="log", yscale="log")
     axes.yaxis.set_minor_formatter(NullFormatter())
     if values:
         low, high = math.floor(math.log10(min(values))), math.ceil(math.log10(max(values)))
-        axes.set_ylim(10.0**low, 10.0 ** max(high, low + 1))
+        axes.set_ylim(10.0**low, 1.25 * 10.0 ** max(high, low + 1))

@@ -162,7 +162,7 @@ def _examples(axes: Axes, records: Sequence[Values]) -> None:
         kept.append((f"ε =\n{promised:.0e}".replace("e+0", "e"), one["pictures"]))
     columns = [("true", kept[0][1]["truth"]), *((heading, found["found"]) for heading, found in kept)]
     pictures(axes, columns)
-    axes.set_title("g  Pictures alone in a sparse layer, from the sum", loc="left", pad=16)
+    axes.set_title("g  Pictures alone in a sparse layer, from the sum", loc="left", pad=20)
 
 
 def _layer(axes: Axes, records: Sequence[Values]) -> None:

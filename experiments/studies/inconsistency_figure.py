@@ -97,7 +97,7 @@ def _batches(study: Inconsistency, axes: Axes, records: Sequence[Values]) -> Non
         dense, alone ** (dense * study.batch - 1), label=f"$(1-1/{study.bins})^{{n-1}}$, n pictures", **THEORY
     )
     axes.axhline(alone ** (study.batch - 1), **THEORY)
-    _against_clients(axes, study.batch_clients, "share recovered", f"c  The victim's {study.batch}, imprint layer")
+    _against_clients(axes, study.batch_clients, "share recovered", f"c  Its {study.batch}, imprint layer")
     axes.set_ylim(-0.02, 1.05)
     axes.legend(handles=closed, loc="upper right", bbox_to_anchor=(1, 0.8))
 
@@ -121,7 +121,7 @@ def _examples(axes: Axes, records: Sequence[Values]) -> None:
     noisy = [one for one in records if one["part"] == "noise"]
     plain = [one for one in records if one["part"] == "pictures" and noisy and one["clients"] == noisy[0]["clients"]]
     first = (plain or [one for one in records if one["part"] == "pictures"])[0]["pictures"]
-    columns = [("true", first["truth"]), ("one\nmodel", first[ONE]), ("two\nmodels", first[TWO])]
+    columns = [("true", first["truth"]), ("one\nfor all", first[ONE]), ("two", first[TWO])]
     columns.append(("two,\nhash", None))
     heading = "f  Victims"
     if noisy:

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MultipleLocator
 from torch import Tensor
 
 from attacks.pictures import match
@@ -32,7 +33,7 @@ def draw(records: Sequence[Values], title: str) -> Figure:
     count = len(records)
     with plt.style.context(STYLE):
         figure = plt.figure(figsize=(PAGE, 1.1 + 0.4 * count), layout="constrained")
-        numbers, shown = figure.subplots(1, 2, width_ratios=[1.0, 2.6])
+        numbers, shown = figure.subplots(1, 2, width_ratios=[1.3, 2.6])
         _numbers(numbers, records)
         _pictures(shown, records)
         handles = dict(zip(*reversed(numbers.get_legend_handles_labels()), strict=True))
@@ -64,6 +65,7 @@ def _numbers(axes: Axes, records: Sequence[Values]) -> None:
     axes.set_yticks(range(len(records)), [record["case"] for record in records])
     axes.set_ylim(len(records) - 0.5, -0.5)
     axes.set_xlabel("PSNR, dB (mean over victims)")
+    axes.xaxis.set_major_locator(MultipleLocator(20))
     axes.grid(axis="x", linewidth=0.4, color="0.9")
 
 

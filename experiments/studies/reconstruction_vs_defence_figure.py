@@ -20,12 +20,16 @@ from experiments.table import End, Page, Table
 
 LOOKS = ((BLUE, "o"), (ORANGE, "^"), (GREEN, "s"), (PURPLE, "D"), (SKY, "v"), ("#000000", "P"), ("#E69F00", "X"))
 PRIVATE = ("example DP", "client DP", "secure aggregation")
+Point = tuple[str, Any, float | None]
+"""A defence, its strength and its ε."""
 UNITS = {
     "example DP": "one example, noise by its client",
     "client DP": "one client, noise by itself",
     "secure aggregation": "one client, noise in shares under masks",
 }
-METRICS = (("psnr", "PSNR, dB"), ("identified", "pictures identified"), ("label_recall", "labels found"))
+LINES, HEADINGS, NAMES = 4.4, 0.4, 1.05
+"""Inches: how high the panels over ε are with their legend, and the pictures' headings; how wide the attacks' names."""
+METRICS = (("psnr", "PSNR, dB"), ("identified", "share identified"), ("label_recall", "share of labels"))
 
 
 def draw(records: Sequence[Values], title: str) -> Figure:
@@ -33,8 +37,9 @@ def draw(records: Sequence[Values], title: str) -> Figure:
     attacks, found = list(dict.fromkeys(record["attack"] for record in records)), rows(records)
     plain = [point for point in defences(records) if point[2] is None]
     with plt.style.context(STYLE):
-        figure = plt.figure(figsize=(PAGE, 9.2), layout="constrained")
-        parts: Any = figure.subfigures(3, 1, height_ratios=[5.2, 1.9, 3.5])
+        heights = (LINES, 0.92 + 0.13 * len(attacks), _gallery_height(records, attacks))
+        figure = plt.figure(figsize=(PAGE, sum(heights)), layout="constrained")
+        parts: Any = figure.subfigures(3, 1, height_ratios=heights)
         lines, heat, shown = parts
         grid = lines.subplots(3, 3, sharex=True)
         for row, defence in zip(grid, PRIVATE, strict=True):
@@ -47,7 +52,7 @@ def draw(records: Sequence[Values], title: str) -> Figure:
         lines.legend(handles=_handles(attacks), loc="outside lower center", ncols=5)
         for axes, (metric, label, digits) in zip(
             heat.subplots(1, 2, sharey=True),
-            (("psnr", "PSNR, dB", 0), ("label_recall", "labels found", 2)),
+            (("psnr", "PSNR, dB", 0), ("label_recall", "share of labels found", 2)),
             strict=True,
         ):
             _heat(axes, found, attacks, plain, metric, digits)
@@ -57,12 +62,12 @@ def draw(records: Sequence[Values], title: str) -> Figure:
     return figure
 
 
-def defences(records: Sequence[Values]) -> list[tuple[str, Any, float | None]]:
+def defences(records: Sequence[Values]) -> list[Point]:
     """The points but for the attack, in the order of the study: (defence, strength, ε)."""
     return list(dict.fromkeys((one["defence"], one["strength"], one["epsilon"]) for one in records))
 
 
-def called(point: tuple[str, Any, float | None]) -> str:
+def called(point: Point) -> str:
     """A defence with its strength in words."""
     defence, strength, epsilon = point
     if defence == "quantisation":
@@ -130,7 +135,7 @@ def _over_epsilon(axes: Axes, found: Sequence[Values], attacks: Sequence[str], d
 
 
 def _heat(
-    axes: Axes, found: Sequence[Values], attacks: Sequence[str], points: Sequence[tuple[str, Any, float | None]],
+    axes: Axes, found: Sequence[Values], attacks: Sequence[str], points: Sequence[Point],
     metric: str, digits: int,
 ) -> None:  # fmt: skip
     """Attacks by defences, each with its number."""
@@ -161,27 +166,42 @@ def _heat(
     axes.tick_params(length=0)
 
 
+def _shown(records: Sequence[Values]) -> dict[tuple[Point, str], Values]:
+    """The pictures that are kept of each defence that sees single clients, and each attack."""
+    return {
+        ((record["defence"], record["strength"], record["epsilon"]), record["attack"]): record["shown"]
+        for record in records
+        if record["defence"] != "secure aggregation"
+    }
+
+
+def _gallery_height(records: Sequence[Values], attacks: Sequence[str]) -> float:
+    """Inches that the pictures take with their headings, as wide as the page allows."""
+    columns = 1 + len({point for point, _ in _shown(records)})
+    return HEADINGS + len(attacks) * (PAGE - NAMES) / columns
+
+
 def _gallery(axes: Axes, records: Sequence[Values], attacks: Sequence[str]) -> None:
     """One victim's picture by every attack under the defences that see single clients."""
-    first = {}
-    for record in records:
-        if record["defence"] != "secure aggregation":
-            first[(record["defence"], record["strength"], record["epsilon"]), record["attack"]] = record["shown"]
+    first = _shown(records)
     points = list(dict.fromkeys(point for point, _ in first))
     truth = next(iter(first.values()))["truth"][0]
     nothing = np.full(np.shape(truth), 0.9).tolist()
     columns: list[tuple[str, Any]] = [("truth", [truth] * len(attacks))]
     for point in points:
         shown = [first[point, name]["found"][0] if (point, name) in first else None for name in attacks]
-        columns.append(
-            (
-                called(point).replace(" ", "\n", 1).replace(" ε", "\nε"),
-                [nothing if one is None else one for one in shown],
-            )
-        )
+        heading = called(point).replace(" ", "\n", 1) if point[2] is None else f"ε = {point[2]:g}"
+        columns.append((heading, [nothing if one is None else one for one in shown]))
     pictures(axes, columns)
     height = np.shape(truth)[1]
     step = height + max(1, height // 14)
+    for defence in dict.fromkeys(point[0] for point in points if point[2] is not None):  # over all of its ε, once
+        its = [place for place, point in enumerate(points, start=1) if point[0] == defence and point[2] is not None]
+        middle = float(np.mean(its)) * step + height / 2
+        axes.annotate(
+            defence, (middle, -(step - height)), xytext=(0, 8), textcoords="offset points", ha="center", va="bottom",
+            fontsize=6, annotation_clip=False,
+        )  # fmt: skip
     for line, name in enumerate(attacks):
         axes.text(-0.3 * step, line * step + height / 2, name, ha="right", va="center", fontsize=6)
 
