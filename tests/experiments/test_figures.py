@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import re
+from itertools import combinations
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -14,12 +15,14 @@ from matplotlib.colors import same_color
 from matplotlib.container import ErrorbarContainer
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.text import Text
+from matplotlib.text import Annotation, Text
+from matplotlib.transforms import Bbox
 
 from experiments import figure, holdings, paper, record
 from experiments.figure_data import DECORATION
-from experiments.figures import COLUMN, PAGE, encoded
-from experiments.front_figure import undominated
+from experiments.figures import COLUMN, PAGE, STYLE, encoded
+from experiments.front_figure import front, undominated
+from experiments.leakage_figure import leakage_vs_epsilon
 from experiments.studies.base import make_study
 from experiments.sweep_paper import figures_of
 from fl_core.checkpoint import read_json
@@ -85,6 +88,44 @@ def test_figures_are_as_wide_as_a_column_or_page_with_letters_of_six_points_and_
         plt.close(one)
 
 
+def words(drawn: Figure) -> list[tuple[str, Bbox, bool]]:
+    """What is written in a figure as it is saved, where, and whether upright or flat; ticks beyond their axis aside.
+
+    The place is that of the words alone, without an annotation's line.
+    """
+    with plt.style.context(STYLE):
+        drawn.dpi = plt.rcParams["savefig.dpi"]
+        drawn.canvas.draw()
+    unseen: set[Text] = set()
+    for axes in drawn.axes:
+        for axis in (axes.xaxis, axes.yaxis):
+            low, high = sorted(axis.get_view_interval())
+            edge = 1e-9 * (1 + abs(low) + abs(high))
+            ticks = [*axis.get_major_ticks(), *axis.get_minor_ticks()]
+            beyond = [tick for tick in ticks if not low - edge <= tick.get_loc() <= high + edge]
+            unseen |= {label for tick in beyond for label in (tick.label1, tick.label2)}
+            if not axes.axison or not axes.get_visible():
+                unseen |= {
+                    axis.label,
+                    axis.offsetText,
+                    *(label for tick in ticks for label in (tick.label1, tick.label2)),
+                }
+        if not axes.get_visible():
+            unseen |= set(axes.findobj(Text))
+    shown = [one for one in drawn.findobj(Text) if one.get_visible() and one.get_text().strip() and one not in unseen]
+    return [(one.get_text(), Text.get_window_extent(one), one.get_rotation() % 90 == 0) for one in shown]
+
+
+@pytest.mark.parametrize("folder", FOLDERS, ids=str)
+def test_no_word_of_a_figure_is_cut_off_at_its_edge_or_lies_on_another(folder):
+    for one in figures(RESULTS / folder):
+        written, edge = words(one), one.bbox.padded(0.5)
+        assert not [text for text, box, _ in written if not (edge.contains(*box.min) and edge.contains(*box.max))]
+        flat = [(text, box.padded(-1)) for text, box, straight in written if straight and min(box.size) > 2]
+        assert not [(text, other) for (text, box), (other, its) in combinations(flat, 2) if box.overlaps(its)]
+        plt.close(one)
+
+
 @pytest.mark.parametrize("folder", FOLDERS, ids=str)
 def test_committed_pdfs_embed_truetype_fonts_and_fit_the_page_and_their_numbers_lie_beside_them(folder):
     found = sorted((RESULTS / folder).glob("*.pdf"))
@@ -107,6 +148,37 @@ def test_the_front_holds_what_no_other_beats_in_both():
     for i in range(40):
         beaten = any(x[j] >= x[i] and y[j] <= y[i] for j in range(40) if j != i)
         assert (i in undominated(x, y)) == (not beaten)
+
+
+@pytest.mark.parametrize("name", ["leakage_vs_epsilon", "membership_by_view_cifar10"])
+def test_a_front_names_the_epsilon_of_every_point_where_it_covers_no_mark(name):
+    cells = record.read(RESULTS / name).cells
+    drawn = front(cells, "", attack="LiRA")
+    assert drawn is not None
+    written = words(drawn)
+    for axes in drawn.axes:
+        names = [text for text in axes.texts if isinstance(text, Annotation)]
+        assert {text.get_text() for text in names} == {cell.label() for cell in cells}
+        assert {text.get_text() for text in names} <= {text for text, _, _ in written}
+        marks = [container.lines[0] for container in axes.containers if isinstance(container, ErrorbarContainer)]
+        centres = [one for line in marks for one in axes.transData.transform(line.get_xydata())]
+        boxes = [Text.get_window_extent(text).padded(-1) for text in names]
+        assert not [text for text, box in zip(names, boxes, strict=True) if any(box.contains(*one) for one in centres)]
+    plt.close(drawn)
+
+
+def test_a_figure_over_epsilon_has_panels_for_what_was_measured_alone():
+    (cell,) = record.read(RESULTS / "lira_cifar").cells
+    drawn = leakage_vs_epsilon([cell], "")
+    assert [axes.get_title("left") for axes in drawn.axes] == [
+        "a  Membership", "b  Membership, few false alarms", "c  Utility",
+    ]  # fmt: skip
+    assert all(axes.get_xlabel() for axes in drawn.axes)
+    told = drawn.legends[0].get_texts()
+    assert [text.get_text().split(", ")[0] for text in told] == [
+        "LiRA", "BaVarIA", "loss threshold", "blind (label only)",
+    ]  # fmt: skip
+    plt.close(drawn)
 
 
 def test_one_attack_is_drawn_under_its_view_with_ceiling_audit_blind_guesses_and_utility(tmp_path, capsys):
@@ -170,6 +242,9 @@ def test_a_sweep_over_one_number_is_drawn_over_it(name, field):
     line = next(one for one in panel.containers if str(one.get_label()).startswith("LiRA")).lines[0]
     np.testing.assert_array_equal(line.get_ydata(), [row.value for row in wanted if row is not None])
     assert np.all(np.diff(line.get_xdata()) > 0)
+    columns = {axes.get_subplotspec().colspan.start: axes for axes in drawn.axes if axes.get_visible()}
+    assert len({axes.get_xlabel() for axes in columns.values()} - {""}) == 1
+    assert all(axes.get_xlabel() for axes in columns.values()), "each column's lowest panel names the axis"
     plt.close(drawn)
 
 
