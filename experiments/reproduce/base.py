@@ -14,9 +14,10 @@ from typing import Any, ClassVar, Literal
 import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 from scipy.stats import t as student
 
-from experiments.figures import BLUE, ORANGE, STYLE
+from experiments.figures import BLUE, ORANGE, PAGE, STYLE
 from experiments.studies.base import Study, Values, rows
 from experiments.table import Entry, Number, Page, Table
 from fl_core.errors import check_choice
@@ -218,40 +219,60 @@ def verdict_table(lines: Sequence[Judged], in_full: bool = False) -> Table:
     return Table(heads=heads, lines=body)
 
 
+# How a published number is drawn: a triangle where the claim is met by any value beyond it, and so points there.
+SENSES = {"equal": ("D", "published"), "at least": (">", "published: at least"), "at most": ("<", "published: at most")}
+
+
 def published_and_ours(lines: Sequence[Judged], title: str) -> Figure:
-    """A panel a unit: published numbers (or, marked [c], known values) as diamonds, ours as dots with intervals."""
+    """A panel a unit: published numbers (or, marked [c], known values) as hollow marks of their sense, ours as dots."""
     shown = [line for line in lines if line.published is not None]
     units = list(dict.fromkeys(line.published.unit for line in shown if line.published))
     heights = [sum(line.published is not None and line.published.unit == unit for line in shown) for unit in units]
     with plt.style.context(STYLE):
         figure, axes = plt.subplots(
-            len(units), 1, figsize=(7.0, 0.8 + 0.24 * sum(heights) + 0.45 * len(units)), layout="constrained",
+            len(units), 1, figsize=(PAGE, 0.8 + 0.24 * sum(heights) + 0.45 * len(units)), layout="constrained",
             squeeze=False, height_ratios=heights,
         )  # fmt: skip
+        once: dict[str, Any] = {}
         for axis, unit in zip(axes[:, 0], units, strict=True):
             mine = [line for line in shown if line.published is not None and line.published.unit == unit]
             for place, line in enumerate(mine):
                 assert line.published is not None
+                marker, words = SENSES[line.published.sense]
                 axis.plot(
-                    line.published.value, place, color=ORANGE, marker="D", markersize=5, mfc="none", linestyle="",
-                    label="published",
+                    line.published.value, place, color=ORANGE, marker=marker, markersize=5, mfc="none", linestyle="",
+                    label=words,
                 )  # fmt: skip
                 if line.row is None:
                     continue
                 value = line.row["value"]
                 low, high = (value if line.row.get(end) is None else line.row[end] for end in ("low", "high"))
                 bars = [[max(value - low, 0)], [max(high - value, 0)]]
-                axis.errorbar(
-                    value, place, xerr=bars, color=BLUE, marker="o", markersize=3.5, linestyle="", label="ours"
-                )
+                axis.errorbar(value, place, xerr=bars, color=BLUE, marker="o", markersize=3.5, linestyle="", label=OURS)
             marks = [line.published.mark for line in mine if line.published]
             named = [f"{line.what}{mark} ({line.verdict})" for line, mark in zip(mine, marks, strict=True)]
             axis.set_yticks(range(len(mine)), named)
             axis.set_ylim(len(mine) - 0.5, -0.5)
-            axis.set_xlabel(unit)
+            axis.set_xlabel(AXES.get(unit, unit))
+            if not unit and all(line.published.digits == 0 for line in mine if line.published):  # a count
+                axis.set_xlabel("count")
+                axis.set_xlim(-0.5, axis.get_xlim()[1] + 1)
+                axis.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=2))
             axis.grid(axis="x", linewidth=0.4, color="0.9")
-        handles, words = axes[0, 0].get_legend_handles_labels()
-        once = dict(zip(words, handles, strict=True))
-        figure.legend(once.values(), once.keys(), loc="outside lower center", ncols=2)
+            handles, words_ = axis.get_legend_handles_labels()
+            once |= dict(zip(words_, handles, strict=True))
+        if OURS in once:
+            once[OURS] = once.pop(OURS)  # last
+        told = {line.published.mark.strip() for line in shown if line.published}
+        figure.legend(
+            once.values(), once.keys(), loc="outside lower center", ncols=len(once), title_fontsize=6,
+            title="; ".join(f"{mark}: {words}" for mark, words in MARKS.items() if mark in told) or None,
+        )  # fmt: skip
         figure.suptitle(title)
     return figure
+
+
+MARKS = {"[m]": "as remembered, the source was not at hand", "[c]": "a known value that no paper prints"}
+OURS = "ours, 95% interval"
+AXES = {"": "no unit", "dB": "PSNR (dB)", "×": "times the bytes of the vector alone"}
+"""What an axis says of a unit that is not clear by itself."""

@@ -158,6 +158,26 @@ def test_a_full_budget_on_pictures_saved_again_as_jpeg_is_no_match(tmp_path, kin
     assert (lines[1].budget == JPEG) == (kind == "jpeg")
 
 
+def test_a_figure_shows_the_sense_of_a_claim_names_every_axis_and_counts_in_whole_numbers():
+    claims = [
+        Published(what="share", value=0.5), Published(what="loudness", value=40.0, unit="dB", sense="at least"),
+        Published(what="losses", value=3, unit="bits", sense="at most", digits=0),
+        Published(what="worse ones", value=0, sense="at most", digits=0),
+    ]  # fmt: skip
+    rows = [{"metric": one.what, "value": one.value, "low": None, "high": None} for one in claims]
+    lines = [judge(one, row, AS_PUBLISHED) for one, row in zip(claims, rows, strict=True)]
+    drawn, alone = base.published_and_ours(lines, ""), base.published_and_ours(lines[3:], "")
+    told = [text.get_text() for text in drawn.legends[0].get_texts()]
+    assert told == ["published", "published: at most", "published: at least", "ours, 95% interval"]
+    assert [axes.get_xlabel() for axes in drawn.axes] == ["no unit", "PSNR (dB)", "bits"]
+    (axes,) = alone.axes
+    alone.canvas.draw()
+    assert axes.get_xlabel() == "count"
+    assert all(float(tick).is_integer() for tick in axes.get_xticks())
+    assert axes.get_xlim()[0] > -1
+    plt.close("all")
+
+
 def test_an_unknown_budget_of_a_study_is_refused():
     with pytest.raises(InputError, match="budget"):
         study(budget="gpu")
