@@ -17,8 +17,7 @@ from experiments.collect import CellResult, differing
 from experiments.figures import BLUE, CEILING, GREY, LOOKS, PAGE, STYLE, looks_of
 from experiments.scoring import Row
 from experiments.tables import headline_attack
-from experiments.views_figure import WORDS as VIEW_WORDS
-from experiments.views_figure import views_of
+from experiments.views_figure import words_of
 from fl_core.errors import InputError
 
 WORDS = {
@@ -132,16 +131,8 @@ def _series(cells: Sequence[CellResult]) -> list[Series]:
             (labels[one], LOOKS[number % len(LOOKS)], lambda cell, e=one: first if cell.epsilon == e else None)  # type: ignore[misc]
             for number, one in enumerate(epsilons)
         ]
-    views = {row.attack: row.view for cell in cells for row in cell.rows if row.question == "membership"}
-    several = len(views_of(cells)) > 1
-    return [
-        (
-            name + (f" ({VIEW_WORDS[views[name]]})" if several and not name.startswith("blind") else ""),
-            look,
-            partial(_always, name=name),
-        )
-        for name, look in looks_of(list(views)).items()
-    ]
+    words = words_of(cells)
+    return [(words[name], look, partial(_always, name=name)) for name, look in looks_of(list(words)).items()]
 
 
 def _line(

@@ -107,8 +107,11 @@ def figures_of(cells: Sequence[CellResult], title: str) -> dict[str, Figure | No
     """A sweep's figures by name, None for those that its cells do not call for."""
     varied = any(cell.variant for cell in cells)
     field = by_field(cells, title)
-    # Over one ε alone, the figure by that field says all that those by view or variant would.
-    said = field is not None and len({cell.epsilon for cell in cells}) == 1
+    # Over one ε alone, the figure by that field says all that those by view or variant would; and one by view would
+    # have a single point for each attack in a panel.
+    alone = len({cell.epsilon for cell in cells}) == 1
+    said = field is not None and alone
+    viewed = not said and not (varied and alone)
     defended = len({(cell.facts["defense"], cell.epsilon) for cell in cells})
     return {
         "leakage_vs_epsilon": None if varied else leakage_vs_epsilon(cells, title),
@@ -117,9 +120,9 @@ def figures_of(cells: Sequence[CellResult], title: str) -> dict[str, Figure | No
         "reconstructions": None if varied else reconstructions(cells, title),
         "vulnerable": None if varied else vulnerable(cells, title),
         "by_field": field,
-        "by_view": None if said else by_view(cells, title, "canary"),
-        "by_view_ordinary": None if said else by_view(cells, title, "ordinary"),
-        "by_variant": None if said or len(views_of(cells)) > 1 else by_variant(cells, title),
+        "by_view": by_view(cells, title, "canary") if viewed else None,
+        "by_view_ordinary": by_view(cells, title, "ordinary") if viewed else None,
+        "by_variant": None if said or (viewed and len(views_of(cells)) > 1) else by_variant(cells, title),
     }
 
 

@@ -12,6 +12,7 @@ from experiments.collect import CellResult
 from experiments.figure_data import DECORATION
 from experiments.figures import COLUMN, PAGE, STYLE, looks_of
 from experiments.scoring import Row
+from experiments.views_figure import words_of
 
 
 def by_variant(cells: Sequence[CellResult], title: str) -> Figure | None:
@@ -19,14 +20,14 @@ def by_variant(cells: Sequence[CellResult], title: str) -> Figure | None:
     if len({cell.variant for cell in cells}) < 2:
         return None
     several = len({cell.epsilon for cell in cells}) > 1
-    names = list(dict.fromkeys(name for cell in cells for name in cell.attacks()))
-    looks = looks_of(names)
+    called = words_of(cells)
+    looks = looks_of(list(called))
     groups = [
         group for group in ("canary", "ordinary") if any(cell.row("membership", "auc", None, group) for cell in cells)
     ]
     panels = [(group, metric) for group in groups for metric in ("auc", "tpr")]
     fpr = cells[0].facts["fpr"]
-    words = {"canary": "Canaries", "ordinary": "Ordinary"}
+    words = {"canary": "Canaries", "ordinary": "Ordinary examples"}
     height = 0.065 * len(looks) * len(cells) + 0.1 * len(cells) + 1.4
     with plt.style.context(STYLE):
         figure, axes = plt.subplots(
@@ -47,7 +48,7 @@ def by_variant(cells: Sequence[CellResult], title: str) -> Figure | None:
                 )
                 at = np.array([place for place, _ in rows]) + 0.8 * ((number + 0.5) / len(looks) - 0.5)
                 axis.errorbar(
-                    value, at, xerr=np.maximum([value - low, high - value], 0), label=name, markersize=3,
+                    value, at, xerr=np.maximum([value - low, high - value], 0), label=called[name], markersize=3,
                     **look | {"linestyle": "none"},
                 )  # fmt: skip
             for place in range(1, len(cells)):

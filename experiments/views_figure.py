@@ -36,6 +36,16 @@ def views_of(cells: Sequence[CellResult]) -> list[str]:
     return [view for view in VIEWS if view in found]
 
 
+def words_of(cells: Sequence[CellResult]) -> dict[str, str]:
+    """What to call each membership attack: where there are several views, with its own; a blind guess has none."""
+    views = {row.attack: row.view for cell in cells for row in cell.rows if row.question == "membership"}
+    several = len(views_of(cells)) > 1
+    return {
+        name: name + (f" ({WORDS[view]})" if several and not name.startswith("blind") else "")
+        for name, view in views.items()
+    }
+
+
 def by_view(cells: Sequence[CellResult], title: str, group: str, metric: str = "auc") -> Figure | None:
     """A column a defence, a row a view: `metric` of its attacks on `group` over ε, with what ε allows.
 

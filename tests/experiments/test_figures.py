@@ -248,6 +248,17 @@ def test_a_sweep_over_one_number_is_drawn_over_it(name, field):
     plt.close(drawn)
 
 
+def test_a_sweep_at_one_epsilon_seen_from_several_sides_is_drawn_by_variant_with_each_attacks_view():
+    drawn = figures_of(record.read(RESULTS / "gradient_ascent").cells, "")
+    assert drawn["by_view"] is drawn["by_view_ordinary"] is None
+    by_variant = drawn["by_variant"]
+    assert by_variant is not None
+    told = {text.get_text() for text in by_variant.legends[0].get_texts()}
+    assert {"LiRA (released model)", "average sum cosine (sums)", "blind (label only)"} <= told
+    assert by_variant.axes[0].get_yticklabels()[1].get_text() == "tamper = GradientAscent,\ntamper.groups = 1"
+    plt.close("all")
+
+
 def test_a_pdf_of_greek_letters_and_formulas_has_no_bitmap_font():
     drawn = figure.draw(record.read(RESULTS / "leakage_vs_epsilon"), "leakage")
     drawn.axes[0].set_title(r"$(1-1/k)^{n-1}$ at ε = ∞")
