@@ -30,6 +30,11 @@ function number(value, digits = 4) {
   return Number.isInteger(value) ? value.toLocaleString("en") : String(Number(value.toPrecision(digits)));
 }
 
+/** A number with its noun: "1 number", "7 numbers". */
+function counted(value, one, more) {
+  return `${value.toLocaleString("en")} ${value === 1 ? one : more}`;
+}
+
 function capital(text) {
   return text.charAt(0).toUpperCase() + text.slice(1);
 }

@@ -20,7 +20,8 @@ from experiments.html.alarms import Alarm
 from experiments.html.pictures import Album
 from experiments.html.rows import Columns
 from experiments.record import Record
-from experiments.studies.base import Values
+from experiments.reproduce.base import Reproduction, verdict_table, verdicts
+from experiments.studies.base import Values, make_study
 from fl_core.errors import InputError
 
 HERE = Path(__file__).parent
@@ -111,9 +112,10 @@ def of_study(records: Sequence[Values], manifest: Mapping[str, Any]) -> Content:
     ]
     return Content(
         question=[one for one in words.study_question(str(manifest["config"]["study"]["_target_"])) if one],
-        findings=[],
+        findings=_judged(records, manifest["config"]["study"]),
         alarms=found,
-        quiet="No bound is above its accounted ε, no attack is below its blind baseline, and none failed.",
+        quiet="No point failed; where one has an accounted ε or a blind baseline, no bound is above the one, and no "
+        "attack below the other.",
         promises=[],
         epsilons=words.study_epsilons(columns, manifest["config"]),
         columns=columns,
@@ -126,6 +128,19 @@ def of_study(records: Sequence[Values], manifest: Mapping[str, Any]) -> Content:
         place="point",
         album=Album(PICTURES),
     )
+
+
+def _judged(records: Sequence[Values], study: Mapping[str, Any]) -> list[str]:
+    """A reproduction's published numbers beside ours, with the verdicts, in words; of another study nothing."""
+    if not str(study["_target_"]).startswith("experiments.reproduce."):
+        return []
+    made = make_study(study)
+    assert isinstance(made, Reproduction)
+    lines = verdict_table([one for one in verdicts(made, records) if one.published]).lines
+    return [
+        f"{what}: published {theirs}, ours {ours}: {verdict}{f' ({why})' if why else ''}."
+        for what, theirs, ours, _, verdict, why in lines
+    ]
 
 
 def _study_axis(columns: Columns) -> str:
@@ -174,7 +189,9 @@ def page(found: Record, command: str) -> str:
         "alarms": "Alarms",
         "question": "Threat model",
         "guarantees": "Guarantees",
-        "leakage": f"Leakage against {names[content.x]['head']}" if content.x in names else "Leakage",
+        "leakage": "Leakage"
+        if content.x not in names or content.x == "metric"
+        else f"Leakage against {names[content.x]['head']}",
         "cells": "Rows",
         "gallery": "Reconstructions" if hung else "",
         "exposed": "Most exposed" if content.exposed else "",
@@ -193,13 +210,13 @@ def page(found: Record, command: str) -> str:
     }
     script, plotly = "".join((HERE / name).read_text() for name in SCRIPTS), _plotly()
     last = (HERE / "last.js").read_text()
-    attacks = len({name for one in known for name in one.names})
+    attacks = len({name for one in known for name in one.names})  # none where a study's rows do not say whose they are
     facts = [
         *content.facts[:2],
         _fact(
             "measured rows",
             f"{count:,}",
-            f"by {attacks} attacks and guesses",
+            f"by {words.counted(attacks, 'attack or guess', 'attacks and guesses')}" if attacks else "",
         ),
         *content.facts[2:],
     ]
@@ -218,6 +235,7 @@ def page(found: Record, command: str) -> str:
             place=content.place,
             question=content.question,
             findings=content.findings,
+            judged=not found.cells,
             shown=OPEN_FINDINGS,
             views=words.SEEN,
             used=words.views_used(columns),
@@ -231,6 +249,7 @@ def page(found: Record, command: str) -> str:
             command=command,
             circumstances=_circumstances(manifest, content.runs),
             runs=content.runs,
+            stored=words.counted(len(content.runs), "stored run", "stored runs"),
             config=json.dumps(manifest["config"], indent=2, ensure_ascii=False),
             data=Markup(_inert(data)),
             script=Markup(script),

@@ -115,7 +115,9 @@ const leakagePlot = (() => {
     }
     const by = named[state.by];
     state.order = by ? telling(by) : [];
-    state.order.slice(COLOURS.length).forEach((key) => state.hidden.add(key));
+    const whole = by === named.group ? state.order.filter((key) => ["canary", "ordinary"].includes(entry(by, key))) : [];
+    state.order.sort((a, b) => whole.includes(b) - whole.includes(a)); // all examples before one class or client
+    state.order.slice(whole.length || COLOURS.length).forEach((key) => state.hidden.add(key));
     calm(by);
   }
 
@@ -314,11 +316,13 @@ const leakagePlot = (() => {
   function layout(where, below, legend, title) {
     const [ink, soft, grid] = [colour("ink"), colour("soft"), colour("grid")];
     const phone = innerWidth < 640;
-    const drawnHeight = (phone ? 400 : 470) + (below ? 70 : 0);
+    const few = where.ticks.length <= (phone ? 3 : 8);
+    const upright = named[state.x].kind === "text" && !few; // slanted, the last ones would leave the page and be hidden
+    const drawnHeight = (phone ? 400 : 470) + (below ? 70 : 0) + (upright ? 120 : 0);
     $("#plot").style.height = `${drawnHeight + 14}px`;
     const chance = data.chance[entry(named.metric, state.metric)];
-    const few = where.ticks.length <= (phone ? 3 : 8);
-    const label = (text) => (few ? wrapped(text, phone ? 14 : 22) : escaped(cut(text, phone ? 20 : 26)));
+    const label = (text) => (few ? wrapped(text, phone ? 14 : 22) : escaped(cut(text, 32)));
+    const letters = upright ? Math.max(8, Math.min(12, ($("#plot").clientWidth - 90) / where.ticks.length)) : 12;
     const margin = Math.max(where.step * (named[state.x].kind === "text" ? 0.55 : 0.3), where.span * 0.04);
     const main = { title: { text: escaped(title), standoff: 8 }, gridcolor: grid, zeroline: false, type: state.log ? "log" : "linear", domain: below ? [0.3, 1] : [0, 1], automargin: true, nticks: 7 };
     return {
@@ -327,7 +331,7 @@ const leakagePlot = (() => {
       hoverlabel: { bgcolor: colour("panel"), bordercolor: colour("line"), font: { color: ink, size: 12 }, align: "left" },
       xaxis: {
         title: { text: escaped(named[state.x].head), standoff: 6 }, tickvals: where.ticks.map(([, spot]) => spot), range: [where.least - margin, where.most + margin],
-        ticktext: where.ticks.map(([key]) => label(entry(named[state.x], key))), gridcolor: grid, zeroline: false, automargin: true, anchor: below ? "y2" : "y",
+        ticktext: where.ticks.map(([key]) => label(entry(named[state.x], key))), tickangle: upright ? -90 : few ? 0 : "auto", tickfont: { size: letters }, gridcolor: grid, zeroline: false, automargin: true, anchor: below ? "y2" : "y",
       },
       yaxis: main, ...(below ? { yaxis2: { title: { text: "accuracy", font: { color: soft } }, domain: [0, 0.19], gridcolor: grid, zeroline: false, rangemode: "tozero", nticks: 4, automargin: true } } : {}),
       showlegend: legend, legend: { orientation: "h", yanchor: "bottom", y: 1.02, x: 0, font: { size: 11 } },
@@ -358,8 +362,8 @@ const leakagePlot = (() => {
     Plotly.react("plot", [...traces, ...limits, ...below], drawn, config);
     const notes = [];
     if (!shown.length) notes.push("Nothing is chosen; tick a box above.");
-    else notes.push(`${shown.length} numbers in ${found.length} series; bars are 95% intervals.`);
-    if (dropped) notes.push(`${dropped} more series are not drawn; choose a value for another field.`);
+    else notes.push(`${counted(shown.length, "number", "numbers")} in ${counted(found.length, "series", "series")}${shown.some((row) => interval(row)) ? "; bars are 95% intervals" : ""}.`);
+    if (dropped) notes.push(`${counted(dropped, "more series is", "more series are")} not drawn; choose a value for another field.`);
     $("#plot-note").textContent = notes.join(" ");
     list(found);
   }

@@ -68,6 +68,7 @@ METRICS = {
     "accuracy": "test accuracy",
     "auc": "AUC",
     "balanced_accuracy": "balanced accuracy",
+    "epsilon": "ε",
     "epsilon_lower_bound": "audited lower bound on ε",
     "label_recall": "share of labels found",
     "psnr": "PSNR, dB",
@@ -195,9 +196,9 @@ def asked(columns: Columns) -> str:
 def federation(cells: Sequence[CellResult]) -> str:
     """What was trained in a sweep, in two sentences."""
     config, facts = cells[0].manifest["config"], cells[0].facts
-    replicas = config["replicas"]
+    replicas, who = config["replicas"], counted(config["clients"], "client trains", "clients train")
     parts = [
-        f"{config['clients']} clients train {_made(config['model'])} with {_made(config['algorithm'])} for "
+        f"{who} {_made(config['model'])} with {_made(config['algorithm'])} for "
         f"{config['rounds']} rounds on {_made(config['data'])}: {facts['examples']:,} examples, "
         f"{facts['parameters']:,} parameters, {len(facts['classes'])} classes, "
         f"data split {_made(config['partition'])}.",
@@ -206,6 +207,11 @@ def federation(cells: Sequence[CellResult]) -> str:
     ]
     planted = f" and {config['canaries']:.0%} of the examples carry a wrong label on purpose (canaries)"
     return " ".join(parts) + (planted if config["canaries"] else "") + "."
+
+
+def counted(number: int, one: str, more: str) -> str:
+    """A number with its noun: "1 run", "7 runs"."""
+    return f"{number:,} {one if number == 1 else more}"
 
 
 def _made(group: Mapping[str, Any]) -> str:
@@ -256,7 +262,7 @@ def study_epsilons(columns: Columns, config: Mapping[str, Any]) -> str:
     """What ε is in a study, whose points hold no privacy statements; empty where it has none."""
     found = next((column for column in columns if column["name"] == "epsilon"), None)
     if found is None:
-        return ""
+        return _measured_epsilons(columns, config)
     values = sorted(rows.distinct(found))
     delta = config.get("study", {}).get("delta")
     accounted = ", as accounted beside it" if any(column["name"] == "accounted" for column in columns) else ""
@@ -264,4 +270,18 @@ def study_epsilons(columns: Columns, config: Mapping[str, Any]) -> str:
         f"ε is what the noise at a point was calibrated to{accounted}: {', '.join(f'{value:g}' for value in values)}"
         + (f", at δ = {delta:g}" if isinstance(delta, float) else "")
         + "; ∞ stands for points without a guarantee. A ceiling, where there is one, is the most that ε allows."
+    )
+
+
+def _measured_epsilons(columns: Columns, config: Mapping[str, Any], most: int = 3) -> str:
+    """Where no setting of a study is an ε: that some of its numbers are; empty where none is."""
+    named = [str(one) for column in columns if column["name"] == "metric" for one in rows.distinct(column)]
+    found = [f"“{METRICS.get(one, one)}”" for one in named if one == "epsilon" or one.startswith("ε")]
+    if not found:
+        return ""
+    delta = config.get("study", {}).get("delta")
+    more = f" and {len(found) - most} more" if len(found) > most else ""
+    at = f", at δ = {delta:g}" if isinstance(delta, float) else ""
+    return (
+        f"ε is no setting of this study but measured: it stands among the rows, as {', '.join(found[:most])}{more}{at}."
     )

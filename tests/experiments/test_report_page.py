@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 
-from experiments import report
+from experiments import record, report
 from experiments.html import alarms, pictures, rows, words
 from experiments.html.pictures import Album
 from fl_core.views import VIEWS
@@ -139,10 +139,7 @@ def cells_of(page: Page, head: str) -> list[str]:
 
 @pytest.mark.parametrize("name", ["leakage_vs_epsilon", "reconstruction_vs_defence", "malicious_reconstruction"])
 def test_the_page_of_a_committed_result_loads_without_errors_and_without_a_network(name, opened, tmp_path):
-    (tmp_path / name).mkdir()
-    for file in ("record.json.xz", "manifest.json"):
-        shutil.copy(RESULTS / name / file, tmp_path / name / file)
-    page = opened(report.write(tmp_path / name, "python -m experiments.report"))
+    page = opened(of_committed(name, tmp_path))
     for section in ("alarms", "question", "guarantees", "leakage", "cells", "gallery", "manifest"):
         assert page.locator(f"#{section} h2").inner_text()
     assert len(heights(page)) > 3
@@ -150,6 +147,54 @@ def test_the_page_of_a_committed_result_loads_without_errors_and_without_a_netwo
     assert "experiments.run" in page.locator("#command").inner_text()
     assert page.locator("#wall img").count() > 2
     assert page.evaluate("[...document.images].every((one) => one.complete && one.naturalWidth > 0)")
+
+
+def of_committed(name: str, out: Path) -> Path:
+    """The page of a committed result, drawn elsewhere."""
+    (out / name).mkdir(parents=True)
+    for file in ("record.json.xz", "manifest.json"):
+        shutil.copy(RESULTS / name / file, out / name / file)
+    return report.write(out / name, "python -m experiments.report")
+
+
+def test_the_page_of_a_reproduction_sets_published_numbers_beside_ours(opened, tmp_path):
+    page = opened(of_committed("reproduce/fedmia", tmp_path))
+    found = page.locator("#question ul.prose li").all_inner_texts()
+    assert len(found) == 12
+    assert found[0].startswith("loss: TPR at FPR 0.1%: published 0.18 %, ours 0.12 [0.04, 0.29]: scaled down")
+    assert page.locator("#leakage h2").inner_text() == "Leakage"
+    assert page.locator("#plot-note").inner_text() == "1 number in 1 series; bars are 95% intervals."
+    assert page.locator("#manifest summary").first.inner_text() == "The 1 stored run"
+    assert "attacks and guesses" not in page.locator(".masthead").inner_text()  # the rows do not say whose they are
+    heads = page.locator("#question table").first.locator("th").all_inner_texts()
+    assert heads == ["view", "who", "sees"]
+    assert "do not say which of them" in page.locator("#question").inner_text()
+
+
+def test_of_many_attacks_each_has_its_name_on_the_axis_and_all_examples_come_before_one_class(opened, tmp_path):
+    page = opened(of_committed("lira_cifar", tmp_path), width=390)
+    told = page.locator("#plot .xtick text").all_text_contents()
+    assert len(told) == len(set(cells_of_column(page, "attack"))) == 36
+    assert told[-1] == "LiRA, tuned"
+    assert page.locator("#plot .xtick text").evaluate_all(
+        "(all) => all.every((one) => one.getBoundingClientRect().width)"
+    )
+    assert page.locator("#series label:has(:checked)").all_inner_texts() == ["ordinary"]
+    assert "1 client trains" in page.locator("#question").inner_text()
+
+
+def cells_of_column(page: Page, name: str) -> list[str]:
+    """What stands in a column of the whole table, each once."""
+    found: list[str] = page.evaluate(f"data.columns.find((one) => one.name === '{name}').values.filter(Boolean)")
+    return found
+
+
+def test_a_study_that_measures_an_epsilon_says_so():
+    kept = record.read(RESULTS / "secagg_inconsistency")
+    told = words.study_epsilons(rows.of_points(kept.points, kept.manifest), kept.manifest["config"])
+    assert told == "ε is no setting of this study but measured: it stands among the rows, as “ε”, at δ = 1e-05."
+    kept = record.read(RESULTS / "reproduce" / "spear")
+    assert words.study_epsilons(rows.of_points(kept.points, kept.manifest), kept.manifest["config"]) == ""
 
 
 def test_what_the_views_are_is_told_of_every_view():
