@@ -6,6 +6,7 @@ import os
 import shutil
 import sys
 from collections.abc import Callable, Iterator
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -171,14 +172,16 @@ def test_the_page_of_a_reproduction_sets_published_numbers_beside_ours(opened, t
     assert "do not say which of them" in page.locator("#question").inner_text()
 
 
-def test_of_many_attacks_each_has_its_name_on_the_axis_and_all_examples_come_before_one_class(opened, tmp_path):
-    page = opened(of_committed("lira_cifar", tmp_path), width=390)
+@pytest.mark.parametrize("width", [390, 1280])
+def test_of_many_attacks_each_has_its_name_on_the_axis_and_all_examples_come_before_one_class(width, opened, tmp_path):
+    page = opened(of_committed("lira_cifar", tmp_path), width=width)
     told = page.locator("#plot .xtick text").all_text_contents()
     assert len(told) == len(set(cells_of_column(page, "attack"))) == 36
     assert told[-1] == "LiRA, tuned"
-    assert page.locator("#plot .xtick text").evaluate_all(
-        "(all) => all.every((one) => one.getBoundingClientRect().width)"
-    )
+    where = "(all) => all.map((one) => one.getBoundingClientRect().toJSON())"
+    boxes = page.locator("#plot .xtick text").evaluate_all(where)
+    assert all(box["width"] > 0 for box in boxes), "a name is hidden"
+    assert all(left["right"] <= right["left"] + 3 for left, right in pairwise(boxes)), "names lie on one another"
     assert page.locator("#series label:has(:checked)").all_inner_texts() == ["ordinary"]
     assert "1 client trains" in page.locator("#question").inner_text()
 
