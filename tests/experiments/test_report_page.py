@@ -440,6 +440,20 @@ def test_nothing_is_wider_than_a_phone(which, opened, request):
     assert page.locator("#plot .main-svg").first.bounding_box()["width"] <= 375
 
 
+@pytest.mark.parametrize("width", [390, 1280])
+def test_a_long_name_without_a_space_does_not_widen_the_page_and_is_found_by_its_letters(width, opened, tmp_path):
+    name = "an_attack_with_a_very_long_name_" * 6 + "[x*]+\\d"
+    attacks = {name: "server", "RMIA": "server"}
+    cells = [made.cell(number, epsilon, attacks=attacks) for number, epsilon in enumerate((1.0, None))]
+    page = opened(made.written(made.sweep(cells, "T" * 200), tmp_path), width=width)
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+    page.fill("#words", "[x*]+\\D")
+    expect(page.locator("#rows-status")).to_contain_text("rows 1–25 of 42 (of")
+    assert set(cells_of(page, "attack")) == {name}
+    page.fill("#words", ".*")
+    expect(page.locator("#rows-status")).to_contain_text("no rows")
+
+
 def test_the_page_follows_the_light_around_it_and_the_choice_made_on_it(opened, sweep_path):
     def light(page: Page) -> tuple[int, int]:
         """How bright the paper is, and the letters of the plot."""
