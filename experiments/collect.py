@@ -108,6 +108,10 @@ class CellResult:
         """The names of the membership attacks, in the configuration's order."""
         return list(dict.fromkeys(row.attack for row in self.rows if row.question == "membership"))
 
+    def first_ranked(self) -> str:
+        """The attack whose most vulnerable examples have pictures; empty where none has."""
+        return next((name for name in self.attacks() if name in self.vulnerable), "")
+
     def row(self, question: str, metric: str, attack: str | None = None, group: str | None = None) -> Row | None:
         """The one row that fits, or None."""
         for row in self.rows:

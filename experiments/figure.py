@@ -43,16 +43,19 @@ def draw(
     if kind == "field":
         drawn = by_field(cells, title, field)
         if drawn is None:
-            raise InputError("these cells do not differ by one number; sweep one field, or choose another figure")
+            raise InputError(
+                "these cells do not differ by one number, or have no AUC; sweep one field, or choose another figure"
+            )
         return drawn
     name, its = resolve(cells, attack, view)
     if kind == "leakage":
         groups = list(dict.fromkeys(row.group for cell in cells for row in cell.rows if row.attack == name))
         return leakage(cells, title, attack=name, view=its, group=group or groups[0], metric=metric or "tpr")
     if kind == "roc":
-        if not any(name in cell.roc for cell in cells):
+        curves = roc(cells, title, name)
+        if curves is None:
             raise InputError(f"this sweep keeps no ROC curve of {name}; name another --attack")
-        return roc(cells, title, name)
+        return curves
     drawn = front(
         cells, title, attack=name, metric=metric or "auc", groups=[group] if group else ("canary", "ordinary")
     )

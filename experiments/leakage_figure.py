@@ -127,7 +127,7 @@ def leakage_vs_epsilon(cells: Sequence[CellResult], title: str) -> Figure:
             one.set_xlabel("ε (∞: no defence)")
         picture.set_ylim(0, 1.6 * picture.get_ylim()[1])  # room for the legend
         for one in (picture, labels, audit):
-            if one.has_data():
+            if one.get_legend_handles_labels()[0]:
                 one.legend(loc="upper left")
         if cells[0].row("reconstruction", "psnr") is None:
             picture.set_visible(False)
