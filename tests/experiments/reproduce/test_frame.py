@@ -163,7 +163,7 @@ def test_the_summary_counts_verdicts_and_leaves_smoke_out(tmp_path):
             "config": {"study": {"_target_": "experiments.reproduce.idlg.LabelAccuracy", **options}},
             "points": [{"hardware": {"processor": "a processor"}}], "seconds": 3.2, "command": "the command",
         }  # fmt: skip
-        record.write(tmp_path / name, manifest, points=record_of(*rows))
+        record.write(tmp_path / name, dict.fromkeys(record.NAMED, "") | manifest, points=record_of(*rows))
     page = summary.write(tmp_path).read_text()
     assert "1 matched, 1 missed, 0 scaled down, 4 not attempted" in page
     assert "Made by `the command` (a processor, 3 s of measuring)" in page
