@@ -207,17 +207,23 @@ def collect(folders: Sequence[Path]) -> list[CellResult]:
 
 
 def differing(cells: Sequence[CellResult]) -> tuple[list[str], list[dict[str, Any]]]:
-    """The fields of the configuration in which cells differ, the defence's aside, and each cell's own, flat."""
+    """The fields of the configuration in which cells differ, and each cell's own, flat.
+
+    Of the defence those alone in which cells differ that have the same one, and not its ε.
+    """
     configs = [
-        flat({name: value for name, value in cell.manifest["config"].items() if name not in (*FREE, "defense")})
-        for cell in cells
+        flat({name: value for name, value in cell.manifest["config"].items() if name not in FREE}) for cell in cells
     ]
-    names = [
-        name
-        for name in dict.fromkeys(name for config in configs for name in config)
-        if not name.startswith("attack.membership.") and len({repr(config.get(name, "")) for config in configs}) > 1
-    ]
-    return names, configs
+    kinds = {cell.facts["defense"] for cell in cells}
+    alike = [[one for one, cell in zip(configs, cells, strict=True) if cell.facts["defense"] == kind] for kind in kinds]
+
+    def differs(name: str) -> bool:
+        if name.startswith("attack.membership.") or (name.startswith("defense.") and name.endswith(".epsilon")):
+            return False
+        among = alike if name.startswith("defense") else [configs]
+        return any(len({repr(config.get(name, "")) for config in some}) > 1 for some in among)
+
+    return [name for name in dict.fromkeys(name for config in configs for name in config) if differs(name)], configs
 
 
 def _variants(cells: Sequence[CellResult]) -> list[str]:

@@ -6,12 +6,13 @@ from collections.abc import Callable
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import matplotlib.pyplot as plt
 import pytest
 
 from experiments import figure, record, sweep_paper, tables
-from experiments.collect import CellResult
+from experiments.collect import CellResult, ordered
 from experiments.html.page import page
 from experiments.record import Record
 from experiments.variants_figure import by_variant
@@ -70,6 +71,20 @@ def test_the_headline_attack_is_the_first_that_the_view_serves():
     first, second = cells[0].attacks()[:2]
     assert tables.headline_attack(cells) == first
     assert tables.headline_attack([first_refused(cell) for cell in cells]) == second
+
+
+def test_cells_of_one_defence_that_differ_by_its_options_have_names_of_their_own():
+    one = kept("alice_and_bob").cells[0]
+
+    def clipped(norm: float) -> dict[str, Any]:
+        config = one.manifest["config"]
+        manifest = one.manifest | {"config": config | {"defense": config["defense"] | {"clip_norm": norm}}}
+        leakage = {"cell": one.facts, "rows": [vars(row) for row in one.rows], "roc": one.roc, "audits": one.audits}
+        leakage |= {"vulnerable": one.vulnerable, "account": one.account}
+        return {"manifest": manifest, "leakage": leakage, "accuracy": one.accuracy, "probed": None, "exposed": None}
+
+    named = [cell.variant for cell in ordered([clipped(0.5), clipped(2.0)])]
+    assert named == ["defense.clip_norm = 0.5", "defense.clip_norm = 2.0"]
 
 
 def test_a_huge_sweep_has_no_figure_of_several_pages():
