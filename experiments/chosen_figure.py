@@ -29,8 +29,10 @@ def resolve(cells: Sequence[CellResult], attack: str | None, view: str | None) -
     rows = [row for cell in cells for row in cell.rows if row.question == "membership"]
     pairs = list(dict.fromkeys((row.attack, row.view) for row in rows))
     seen = [one for one in VIEWS if any(its == one for _, its in pairs)]
+    if not pairs:
+        raise InputError("this sweep has no membership attack, which this figure is about")
     if view is not None and view not in seen:
-        raise InputError(f"--view is {view!r}; this sweep has attacks for {', '.join(seen) or 'no view at all'}")
+        raise InputError(f"--view is {view!r}; this sweep has attacks for {', '.join(seen)}")
     able = [(name, its) for name, its in pairs if view in (None, its)]
     exact = [pair for pair in able if attack in (None, pair[0])]
     begun = [pair for pair in able if attack is not None and pair[0].lower().startswith(attack.lower())]
@@ -97,7 +99,7 @@ def leakage(
             for handle, words in zip(*axis.get_legend_handles_labels(), strict=True)
         }
         if len(variants) < 2:
-            del handles[variants[0] or "model"]  # which the panel's heading names
+            handles.pop(variants[0] or "model", None)  # which the panel's heading names
         figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=2 if len(variants) < 2 else 1)
         figure.suptitle(title)
     return figure

@@ -108,6 +108,10 @@ class CellResult:
         """The names of the membership attacks, in the configuration's order."""
         return list(dict.fromkeys(row.attack for row in self.rows if row.question == "membership"))
 
+    def first_ranked(self) -> str:
+        """The attack whose most vulnerable examples have pictures; empty where none has."""
+        return next((name for name in self.attacks() if name in self.vulnerable), "")
+
     def row(self, question: str, metric: str, attack: str | None = None, group: str | None = None) -> Row | None:
         """The one row that fits, or None."""
         for row in self.rows:
@@ -204,17 +208,23 @@ def collect(folders: Sequence[Path]) -> list[CellResult]:
 
 
 def differing(cells: Sequence[CellResult]) -> tuple[list[str], list[dict[str, Any]]]:
-    """The fields of the configuration in which cells differ, the defence's aside, and each cell's own, flat."""
+    """The fields of the configuration in which cells differ, and each cell's own, flat.
+
+    Of the defence those alone in which cells differ that have the same one, and not its ε.
+    """
     configs = [
-        flat({name: value for name, value in cell.manifest["config"].items() if name not in (*FREE, "defense")})
-        for cell in cells
+        flat({name: value for name, value in cell.manifest["config"].items() if name not in FREE}) for cell in cells
     ]
-    names = [
-        name
-        for name in dict.fromkeys(name for config in configs for name in config)
-        if not name.startswith("attack.membership.") and len({repr(config.get(name, "")) for config in configs}) > 1
-    ]
-    return names, configs
+    kinds = {cell.facts["defense"] for cell in cells}
+    alike = [[one for one, cell in zip(configs, cells, strict=True) if cell.facts["defense"] == kind] for kind in kinds]
+
+    def differs(name: str) -> bool:
+        if name.startswith("attack.membership.") or (name.startswith("defense.") and name.endswith(".epsilon")):
+            return False
+        among = alike if name.startswith("defense") else [configs]
+        return any(len({repr(config.get(name, "")) for config in some}) > 1 for some in among)
+
+    return [name for name in dict.fromkeys(name for config in configs for name in config) if differs(name)], configs
 
 
 def _variants(cells: Sequence[CellResult]) -> list[str]:

@@ -165,14 +165,18 @@ def as_markdown(found: Comparison, pairs: Sequence[Pair]) -> str:
 
 
 def as_csv(found: Comparison, pairs: Sequence[Pair]) -> str:
-    """table.csv: every row of both folders at full precision; `in` says whether one of them lacks it."""
+    """table.csv: every row of both folders at full precision; `in` says whether one of them lacks it.
+
+    A column that was ignored, and differs, says what it is in A and in B.
+    """
     names = list(dict.fromkeys(found.a.columns + found.b.columns))
     numbers = [f"{side}_{part}" for side in ("a", "b", "difference") for part in ("value", "low", "high")]
     text = io.StringIO()
     writer = csv.DictWriter(text, [*names, "in", *numbers, "p", "p_holm", "p_bh", "why"], lineterminator="\n")
     writer.writeheader()
     for pair in pairs:
-        known = pair.a.key | pair.key | {"in": "both", "p": pair.p, "p_holm": pair.holm, "p_bh": pair.bh}
+        ignored = {name: _both(value, pair.b.key.get(name, "")) for name, value in pair.a.key.items()}
+        known = ignored | pair.key | {"in": "both", "p": pair.p, "p_holm": pair.holm, "p_bh": pair.bh}
         sides = _sides("a", pair.a) | _sides("b", pair.b)
         if pair.change is not None:
             sides |= {f"difference_{part}": getattr(pair.change, part) for part in ("value", "low", "high")}
@@ -181,6 +185,10 @@ def as_csv(found: Comparison, pairs: Sequence[Pair]) -> str:
         for line in lines:
             writer.writerow(line.key | {"in": side} | _sides(side, line))
     return text.getvalue()
+
+
+def _both(a: str, b: str) -> str:
+    return a if a == b else f"{a} → {b}"
 
 
 def _sides(side: str, line: Line) -> dict[str, float | None]:
@@ -207,9 +215,7 @@ def main() -> None:
     with one_line_errors():
         only = {"metric": given.metric, "attack": given.attack, "group": given.group}
         found = compare(read(given.a), read(given.b), only, given.ignore)
-        pairs = [
-            one for one in found.pairs if not given.significant or (one.holm is not None and one.holm < SIGNIFICANT)
-        ]
+        pairs = [one for one in found.pairs if not given.significant or _significant(one)]
         if given.out is not None:
             write_text(given.out / "table.md", as_markdown(found, pairs))
             write_text(given.out / "table.csv", as_csv(found, pairs))

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import csv
 import io
+import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -103,20 +104,22 @@ def read(folder: Path) -> Results:
     if not (folder / "manifest.json").is_file():
         raise InputError(f"{folder} holds no manifest.json; name a folder under results/ that a sweep or study wrote")
     manifest = read_json(folder / "manifest.json")
-    study = "points" in manifest
-    if not study and "cells" not in manifest:
+    study = isinstance(manifest, dict) and "points" in manifest
+    if not study and not (isinstance(manifest, dict) and "cells" in manifest):
         raise InputError(f"{folder}/manifest.json is no sweep's and no study's; name a folder that one of them wrote")
     table = folder / ("data.csv" if study else "table.csv")
     try:
         rows = list(csv.DictReader(io.StringIO(table.read_text(), newline="")))
         columns = [name for name in rows[0] if name not in MEASURED] if study else list(SWEEP)
+        if not {*columns, "value"} <= set(rows[0]):
+            raise KeyError("a column is missing")
         inside = _inside(manifest["points"]) if study else ["variant", "epsilon"]
         runs = _runs(manifest, inside)
         lines = tuple(_line(row, columns, inside, runs) for row in rows)
-        _ = manifest["config"], manifest["versions"], manifest["seed"]
+        _ = manifest["config"].items(), manifest["versions"].items(), manifest["seed"]
     except FileNotFoundError:
-        raise InputError(f"{table} is missing; run the sweep again, or draw it with experiments.report") from None
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, IndexError):
+        raise InputError(f"{table} is missing; run the sweep again, or draw it with experiments.paper") from None
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, IndexError, csv.Error):
         raise InputError(f"{table} and manifest.json beside it do not belong together; run the sweep again") from None
     return Results(folder=folder, manifest=manifest, columns=tuple(columns), lines=lines)
 
@@ -139,7 +142,7 @@ def _runs(manifest: Mapping[str, Any], inside: Sequence[str]) -> dict[Key, str]:
 
 
 def _line(row: Mapping[str, str], columns: Sequence[str], inside: Sequence[str], runs: Mapping[Key, str]) -> Line:
-    value, low, high = (float(row[name]) if row.get(name) else None for name in ("value", "low", "high"))
+    value, low, high = (_number(row.get(name)) for name in ("value", "low", "high"))
     units = re.match(r"\d+", row.get("samples") or "")
     measured = None
     if value is not None and low is not None and high is not None:
@@ -149,13 +152,21 @@ def _line(row: Mapping[str, str], columns: Sequence[str], inside: Sequence[str],
     return Line(key=key, value=value, measured=measured, run=run)
 
 
+def _number(text: str | None) -> float | None:
+    """A measured number; None where there is none, or none that is finite."""
+    value = float(text) if text else math.nan
+    return value if math.isfinite(value) else None
+
+
 def _plain(value: Any) -> str:
-    """A value that identifies a row, as text; numbers to four digits, since a calibrated one may differ in its last."""
+    """A value that identifies a row, as text: whole numbers as they are, since seeds and counts may be long; others to
+    four digits, since a calibrated one may differ in its last."""
     text = "" if value is None else str(value)
     try:
-        return f"{float(text):.4g}"
+        number = float(text)
     except ValueError:
         return text
+    return str(int(number)) if number.is_integer() else f"{number:.4g}"
 
 
 def compare(a: Results, b: Results, only: Mapping[str, str | None], ignore: Sequence[str] = ()) -> Comparison:
@@ -208,6 +219,8 @@ def _pair(key: Key, a: Line, b: Line, columns: Sequence[str]) -> Pair:
         return Pair(key=about, a=a, b=b, change=None, why="the same stored run")
     if a.measured is None or b.measured is None:
         return Pair(key=about, a=a, b=b, change=None, why="no number" if a.value is b.value is None else "no interval")
+    if min(a.measured.units, b.measured.units) < 2:
+        return Pair(key=about, a=a, b=b, change=None, why="one replica or victim alone")
     return Pair(key=about, a=a, b=b, change=difference(a.measured, b.measured))
 
 

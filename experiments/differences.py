@@ -22,7 +22,10 @@ LEVEL = 0.95
 
 @dataclass(frozen=True, kw_only=True)
 class Measured:
-    """A number with its 95% interval, and how many independent `units` that rests on; inf where it is not told."""
+    """A number with its 95% interval, and how many independent `units` that rests on; inf where it is not told.
+
+    One unit has no interval: `difference` needs two of them.
+    """
 
     value: float
     low: float
@@ -76,7 +79,7 @@ def _together(one: float, other: float, units: float, others: float) -> tuple[fl
 
 
 def _freedom(units: float) -> float:
-    return units - 1 if units >= 2 else math.inf  # the interval of one unit has no width, and adds nothing
+    return units - 1
 
 
 def _quantile(freedom: float) -> float:

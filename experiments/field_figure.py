@@ -77,14 +77,16 @@ def along(cells: Sequence[CellResult], field: str | None = None) -> Along | None
 
 
 def by_field(cells: Sequence[CellResult], title: str, field: str | None = None) -> Figure | None:
-    """AUC and TPR of every attack, the first audit and utility over a number; None where cells differ otherwise.
+    """AUC and TPR of every attack, the first audit and utility over a number.
+
+    None where cells differ otherwise, or no attack has an AUC.
 
     Where ε varies as well, the lines are the headline attack's, one for each ε.
     """
     axis = along(cells, field)
-    if axis is None:
-        return None
     groups = [group for group in GROUPS if any(cell.row("membership", "auc", None, group) for cell in cells)]
+    if axis is None or not groups:
+        return None
     fpr = cells[0].facts["fpr"]
     with plt.style.context(STYLE):
         figure, grid = plt.subplots(

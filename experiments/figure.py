@@ -11,7 +11,6 @@ Writes FILE.png, FILE.pdf and FILE.csv. For example:
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -25,7 +24,7 @@ from experiments.figures import save
 from experiments.front_figure import front
 from experiments.record import Record
 from experiments.roc_figure import roc
-from experiments.terminal import one_line_errors
+from experiments.terminal import Parser, one_line_errors
 from fl_core.errors import InputError
 from fl_core.views import VIEWS
 
@@ -44,16 +43,19 @@ def draw(
     if kind == "field":
         drawn = by_field(cells, title, field)
         if drawn is None:
-            raise InputError("these cells do not differ by one number; sweep one field, or choose another figure")
+            raise InputError(
+                "these cells do not differ by one number, or have no AUC; sweep one field, or choose another figure"
+            )
         return drawn
     name, its = resolve(cells, attack, view)
     if kind == "leakage":
         groups = list(dict.fromkeys(row.group for cell in cells for row in cell.rows if row.attack == name))
         return leakage(cells, title, attack=name, view=its, group=group or groups[0], metric=metric or "tpr")
     if kind == "roc":
-        if not any(name in cell.roc for cell in cells):
+        curves = roc(cells, title, name)
+        if curves is None:
             raise InputError(f"this sweep keeps no ROC curve of {name}; name another --attack")
-        return roc(cells, title, name)
+        return curves
     drawn = front(
         cells, title, attack=name, metric=metric or "auc", groups=[group] if group else ("canary", "ordinary")
     )
@@ -70,10 +72,7 @@ def _cells(cells: Sequence[CellResult], variant: str | None) -> list[CellResult]
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    assert __doc__ is not None
-    parser = argparse.ArgumentParser(
-        prog="python -m experiments.figure", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Parser("experiments.figure", __doc__)
     parser.add_argument("kind", choices=KINDS, help="which figure")
     parser.add_argument("folder", type=Path, help="a folder that a sweep wrote, such as results/leakage_vs_epsilon")
     parser.add_argument("--attack", help="its name as in table.md, or how that begins; the sweep's first by default")

@@ -35,6 +35,7 @@ class Box(NamedTuple):
     top: float
 
     def meets(self, other: Box) -> bool:
+        """Whether the two have a point inside both."""
         beside = self.right <= other.left or other.right <= self.left
         return not (beside or self.top <= other.bottom or other.top <= self.bottom)
 

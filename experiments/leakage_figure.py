@@ -112,8 +112,7 @@ def _tpr(axes: Axes, cells: Sequence[CellResult], title: str) -> None:
 
 def _audit(axes: Axes, cells: Sequence[CellResult], title: str) -> None:
     audit_panel(axes, cells, title, [cell.audit for cell in cells])
-    if axes.has_data():
-        axes.legend(loc="upper left")
+    _legend(axes)
 
 
 def _pictures(axes: Axes, cells: Sequence[CellResult], title: str) -> None:
@@ -128,7 +127,7 @@ def _pictures(axes: Axes, cells: Sequence[CellResult], title: str) -> None:
         pick = partial(CellResult.row, question="reconstruction", metric=metric, attack=attack)
         line(axes, cells, pick, label=words, markersize=4, **style)
     axes.set_ylim(0, 1.6 * axes.get_ylim()[1])  # room for the legend
-    axes.legend(loc="upper left")
+    _legend(axes)
 
 
 def _labels(axes: Axes, cells: Sequence[CellResult], title: str) -> None:
@@ -139,13 +138,19 @@ def _labels(axes: Axes, cells: Sequence[CellResult], title: str) -> None:
     axes.axhline(guess, color=GREY, linestyle=":", linewidth=1, label="blind: uniform guess")
     axes.set_ylim(-0.02, 1.5)
     axes.set_yticks(np.linspace(0, 1, 6))
-    axes.legend(loc="upper left")
+    _legend(axes)
 
 
 def _utility(axes: Axes, cells: Sequence[CellResult], title: str) -> None:
     mark_axis(axes, cells, "test accuracy", title)
     line(axes, cells, lambda cell: cell.row("utility", "accuracy"), color=BLUE, marker="o", markersize=4)
     axes.set_ylim(0, 1.02)
+
+
+def _legend(axes: Axes) -> None:
+    """The names of the panel's own lines, if there are any."""
+    if axes.get_legend_handles_labels()[0]:
+        axes.legend(loc="upper left")
 
 
 def audit_panel(axes: Axes, cells: Sequence[CellResult], title: str, audited: Sequence[Audit | None]) -> None:

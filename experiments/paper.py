@@ -56,10 +56,17 @@ def all_folders(root: Path = RESULTS) -> list[Path]:
 
 
 def stale(folder: Path) -> list[str]:
-    """The files of a results folder that differ from what its record gives, or are missing. Writes nothing there."""
+    """The files of a results folder that differ from what its record gives, are missing, or are no longer drawn.
+
+    Writes nothing there.
+    """
     with tempfile.TemporaryDirectory() as fresh:
+        there = [path.name for path in folder.iterdir() if path.is_file()]
+        for name in there:
+            (Path(fresh) / name).touch()  # which drawing takes away where a figure is not called for
         names = draw(folder, Path(fresh))
-        return [name for name in names if not same(folder / name, Path(fresh) / name)]
+        left = [name for name in there if not (Path(fresh) / name).exists()]
+        return [name for name in names if not same(folder / name, Path(fresh) / name)] + left
 
 
 def same(old: Path, new: Path) -> bool:

@@ -23,6 +23,8 @@ from fl_core.errors import InputError
 
 FILE = "record.json.xz"
 PIXELS = "8-bit pixels"
+NAMED = {"name", "title", "command", "seed", "seconds", "versions", "config"}
+"""What every manifest holds."""
 
 Values = dict[str, Any]
 
@@ -58,11 +60,25 @@ def read(folder: Path) -> Record:
         raise InputError(f"{folder}/manifest.json is damaged; run the sweep again") from None
     try:
         found = _unpacked(json.loads(lzma.decompress((folder / FILE).read_bytes())))
-        return Record(manifest=manifest, cells=tuple(ordered(found["cells"])), points=tuple(found["points"]))
+        cells, points = tuple(ordered(found["cells"])), tuple(found["points"])
     except FileNotFoundError:
         raise InputError(f"{folder} holds no {FILE}; run the sweep again to have one") from None
-    except (OSError, EOFError, lzma.LZMAError, ValueError, KeyError, TypeError):
+    except (OSError, EOFError, lzma.LZMAError, ValueError, KeyError, TypeError, AttributeError):
         raise InputError(f"{folder / FILE} is damaged, or of another version of Mirage; run the sweep again") from None
+    if not _of(manifest, cells, points):
+        raise InputError(f"{folder}/manifest.json is not that of {FILE} beside it; run the sweep again")
+    return Record(manifest=manifest, cells=cells, points=points)
+
+
+def _of(manifest: Any, cells: Sequence[CellResult], points: Sequence[Values]) -> bool:
+    """Whether a manifest has what figures and pages say of a folder, and names these runs: the two files are written
+    one after the other."""
+    if not isinstance(manifest, dict) or not set(manifest) >= NAMED or not (cells or points):
+        return False
+    if cells:
+        named = sorted(str(one["run"]) for one in manifest.get("cells", ()))
+        return named == sorted(str(cell.manifest["hash"]) for cell in cells)
+    return len(manifest.get("points", ())) == len(points)
 
 
 def _packed(value: Any) -> Any:

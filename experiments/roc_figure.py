@@ -13,11 +13,11 @@ from experiments.figures import COLUMN, LOOKS, PAGE, STYLE
 from experiments.tables import headline_attack
 
 
-def roc(cells: Sequence[CellResult], title: str, attack: str | None = None) -> Figure:
+def roc(cells: Sequence[CellResult], title: str, attack: str | None = None) -> Figure | None:
     """ROC curves, log-log, a panel a group, with 95% bands over replicas.
 
     The `attack`, or else the headline attack, over ε; of a single cell, without an `attack`, the headline attack and a
-    blind one among those with the largest AUC.
+    blind one among those with the largest AUC. None where no group has curves in all cells.
     """
     single = len(cells) == 1 and attack is None
     attack = attack or headline_attack(cells)
@@ -31,6 +31,8 @@ def roc(cells: Sequence[CellResult], title: str, attack: str | None = None) -> F
         ]
     groups = [group for group in ("canary", "ordinary") if all(group in curves for _, curves in drawn)]
     words = {"canary": "canaries (mislabelled)", "ordinary": "ordinary examples"}
+    if not drawn or not groups:
+        return None
     colors = plt.get_cmap("viridis")(np.linspace(0.0, 0.88, len(drawn)))
     width = COLUMN if len(groups) == 1 else PAGE
     with plt.style.context(STYLE):

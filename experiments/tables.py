@@ -58,8 +58,10 @@ def _bound(cell: CellResult) -> str:
 
 
 def headline_attack(cells: Sequence[CellResult]) -> str:
-    """The attack that stands in the summary: the first of the configuration."""
-    return next(iter(cells[0].attacks()), "")
+    """The attack that stands in the summary: the first of the configuration that any cell's view served."""
+    names = list(dict.fromkeys(name for cell in cells for name in cell.attacks()))
+    served = {row.attack for cell in cells for row in cell.rows if row.value is not None}
+    return next((name for name in names if name in served), next(iter(names), ""))
 
 
 def summary(cells: Sequence[CellResult]) -> Table:

@@ -14,10 +14,16 @@ from experiments.figures import COLUMN, PAGE, STYLE, looks_of
 from experiments.scoring import Row
 from experiments.views_figure import words_of
 
+MOST_LINES = 60
+"""More would make a figure of several pages: a sweep of 500 cells one of 9 m."""
+
 
 def by_variant(cells: Sequence[CellResult], title: str) -> Figure | None:
-    """AUC and TPR of every attack, a line a variant (and ε, where there are several); None for fewer than two."""
-    if len({cell.variant for cell in cells}) < 2:
+    """AUC and TPR of every attack, a line a variant (and ε, where there are several).
+
+    None for fewer than two variants, more than MOST_LINES lines, or no AUC.
+    """
+    if len({cell.variant for cell in cells}) < 2 or len(cells) > MOST_LINES:
         return None
     several = len({cell.epsilon for cell in cells}) > 1
     called = words_of(cells)
@@ -25,6 +31,8 @@ def by_variant(cells: Sequence[CellResult], title: str) -> Figure | None:
     groups = [
         group for group in ("canary", "ordinary") if any(cell.row("membership", "auc", None, group) for cell in cells)
     ]
+    if not groups:
+        return None
     panels = [(group, metric) for group in groups for metric in ("auc", "tpr")]
     fpr = cells[0].facts["fpr"]
     words = {"canary": "Canaries", "ordinary": "Ordinary examples"}

@@ -30,6 +30,10 @@ WORDS = {
 }
 
 
+MOST_COLUMNS = 8
+"""More variants would leave their panels no width on a page."""
+
+
 def views_of(cells: Sequence[CellResult]) -> list[str]:
     """The views of the membership attacks, from the narrowest on."""
     found = {row.view for cell in cells for row in cell.rows if row.question == "membership"}
@@ -49,11 +53,11 @@ def words_of(cells: Sequence[CellResult]) -> dict[str, str]:
 def by_view(cells: Sequence[CellResult], title: str, group: str, metric: str = "auc") -> Figure | None:
     """A column a defence, a row a view: `metric` of its attacks on `group` over ε, with what ε allows.
 
-    None where all attacks have one view, or the group has no examples.
+    None where all attacks have one view, the group has no examples, or there are more than MOST_COLUMNS variants.
     """
     views, variants = views_of(cells), list(dict.fromkeys(cell.variant for cell in cells))
     rows = [row for cell in cells for row in cell.rows if row.question == "membership" and row.metric == metric]
-    if len(views) < 2 or not any(row.group == group for row in rows):
+    if len(views) < 2 or len(variants) > MOST_COLUMNS or not any(row.group == group for row in rows):
         return None
     with plt.style.context(STYLE):
         figure, axes = plt.subplots(

@@ -20,7 +20,7 @@ def vulnerable(cells: Sequence[CellResult], title: str) -> Figure | None:
     Below a picture: its label in the run (a canary's is wrong), and its gap in units of the scores' spread.
     """
     attack = headline_attack(cells)
-    shown = [(cell, cell.exposed) for cell in cells if cell.exposed is not None]
+    shown = [(cell, cell.exposed) for cell in cells if cell.exposed is not None and cell.first_ranked() == attack]
     if not shown:
         return None
     names = cells[0].facts["classes"]

@@ -77,6 +77,8 @@ class Federation:
         check_trainable(self.model)
         self.fleet.check(self.participation, len(self.sizes))
         self.algorithm.check(list(variables_of(self.model)))
+        for schedule in (self.algorithm.schedule, self.algorithm.server_schedule):
+            schedule.factor(0, self.rounds)
         if self.augmentation is not None:
             self.augmentation.check(self.data.shape)
         if self.memory is not None:

@@ -6,11 +6,14 @@ import math
 from dataclasses import dataclass
 from typing import Protocol
 
-from fl_core.errors import check_number
+from fl_core.errors import InputError, check_number
 
 
 class Schedule(Protocol):
-    """How the learning rate changes over a run."""
+    """How the learning rate changes over a run.
+
+    Asked for round 0 before anything is trained, so that it can raise InputError for a run that it does not suit.
+    """
 
     def factor(self, round: int, rounds: int) -> float:
         """What the rate is multiplied with in `round` (0 is the first) of `rounds`, above 0."""
@@ -52,8 +55,13 @@ class Cosine(Schedule):
         check_number("schedule.warmup", self.warmup, minimum=0, integer=True)
 
     def factor(self, round: int, rounds: int) -> float:
+        if self.warmup >= rounds:
+            raise InputError(
+                f"schedule.warmup is {self.warmup}, but there are {rounds} rounds: the rate would never be reached; "
+                "lower it, or raise rounds"
+            )
         if round < self.warmup:
             return (round + 1) / (self.warmup + 1)
         # The last round still moves: the cosine would reach the floor one round after it.
-        done = (round - self.warmup) / max(rounds - self.warmup, 1)
+        done = (round - self.warmup) / (rounds - self.warmup)
         return self.floor + (1 - self.floor) * (1 + math.cos(math.pi * done)) / 2

@@ -138,10 +138,9 @@ def exposed(cells: Sequence[CellResult], album: Album) -> list[dict[str, Any]]:
     made = []
     for cell in cells:
         names, shown = cell.facts["classes"], cell.exposed
-        first = next((attack for attack in cell.attacks() if attack in cell.vulnerable), "")
         kept: dict[int, tuple[int | None, str, int]] = {}
         if shown is not None:
-            examples = [one["example"] for one in cell.vulnerable[first]]
+            examples = [one["example"] for one in cell.vulnerable[cell.first_ranked()]]
             for example, image, label, planted in zip(examples, shown.images, shown.labels, shown.planted, strict=True):
                 kept[example] = album.add(image), names[label], int(planted)
         for attack, ranked in cell.vulnerable.items():

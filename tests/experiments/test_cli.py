@@ -40,6 +40,18 @@ from tests.experiments.conftest import SWEEP, TINY
         (["defense=secagg", "attack.victims=0", "defense.threshold=2"], "defense.threshold is 2; it must be a number"),
         (["defense=secagg", "attack.victims=0", "defense.graph=ring"], "allowed: complete, sparse"),
         (["defense=secagg", "attack.victims=0", "aggregator=krum"], "set aggregator=mean"),
+        (
+            ["fleet=devices", "fleet.deadline=1e-9"],
+            "nobody could ever arrive",
+        ),
+        (
+            ["schedule@client_schedule=cosine", "rounds=3", "client_schedule.warmup=3"],
+            "warmup is 3, but there are 3",
+        ),
+        (
+            ["schedule@server_schedule=cosine", "rounds=3", "server_schedule.warmup=9"],
+            "warmup is 9, but there are 3",
+        ),
         (["defense=secagg", "attack.victims=0", "fleet=fedbuff"], "choose a synchronous fleet"),
         (["defense=secagg", "attack.victims=0", "clients=1"], "a masked sum needs 2; ask more clients"),
         (["defense=secagg", "attack.victims=0", "against=server"], "masks alone give no ε"),

@@ -82,6 +82,20 @@ def test_a_number_without_an_interval_is_listed_and_not_tested(here: Path):
     assert found.lines[1] == ["audit", "epsilon_lower_bound", "1", "2", "1 (no interval)", "—", "—", "—"]
 
 
+def test_one_replica_alone_is_not_tested_since_its_interval_has_no_width_and_says_nothing_of_chance(here: Path):
+    a = sweep("a", [row("LiRA", "8", 0.6, 0.0, samples="1 replicas, 60 test examples")], "old")
+    b = sweep("b", [row("LiRA", "8", 0.61, 0.005)], "new")
+    (pair,) = both(a, b).pairs
+    assert pair.p is None
+    assert compare.table([pair]).lines[0][3] == "0.01 (one replica or victim alone)"
+
+
+def test_what_is_no_finite_number_is_none(here: Path):
+    a, b = (sweep(name, [row("LiRA", "8", None) | {"value": "nan"}, row("gap", "8", 0.6)], name) for name in "ab")
+    found = {pair.key["attack"]: pair for pair in both(a, b).pairs}
+    assert (found["LiRA"].why, found["LiRA"].same, found["gap"].p) == ("no number", True, 1.0)
+
+
 def test_what_differs_around_the_numbers_is_named(here: Path, monkeypatch, capsys):
     rows = [row("LiRA", "8.0", 0.6)]
     a = sweep("a", rows, "old", rounds=3, model={"width": 8}, workers=1)
@@ -121,7 +135,9 @@ def test_one_attack_is_a_family_of_its_own(here: Path):
 def test_ignored_columns_let_two_epsilons_meet(here: Path):
     a, b = sweep("a", [row("LiRA", "8.0", 0.6)], "old"), sweep("b", [row("LiRA", "inf", 0.9)], "new")
     assert not both(a, b).pairs
-    assert len(compared(read(a), read(b), ANYTHING, ["epsilon"]).pairs) == 1
+    found = compared(read(a), read(b), ANYTHING, ["epsilon"])
+    (line,) = csv.DictReader(compare.as_csv(found, found.pairs).splitlines())
+    assert (line["in"], line["attack"], line["epsilon"]) == ("both", "LiRA", "8 → inf")
 
 
 def test_studies_meet_by_their_points(here: Path):
@@ -137,12 +153,29 @@ def test_studies_meet_by_their_points(here: Path):
     assert all(pair.change is not None and pair.change.value == 0.5 for pair in found.pairs)
 
 
+def test_seeds_and_counts_that_differ_in_a_late_digit_are_told_apart(here: Path):
+    for name in ("a", "b"):
+        Path(name).mkdir()
+        points = [{"hash": f"{name}{seed}", "point": {"seed": seed}} for seed in (20240101, 20240102)]
+        manifest = {"points": points, "seed": 0, "versions": {}, "config": {}}
+        Path(name, "manifest.json").write_text(json.dumps(manifest))
+        Path(name, "data.csv").write_text("seed,metric,value,low,high\n20240101,auc,1,0,2\n20240102.0,auc,1,0,2\n")
+    found = both(Path("a"), Path("b"))
+    assert [(pair.a.run, pair.b.run) for pair in found.pairs] == [
+        ("a20240101", "b20240101"),
+        ("a20240102", "b20240102"),
+    ]
+
+
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
         (["a", "nothing"], "nothing holds no manifest.json"),
         (["a", "benchmark"], "benchmark/manifest.json is no sweep's and no study's"),
-        (["a", "empty"], "empty/table.csv is missing"),
+        (["a", "empty"], "empty/table.csv is missing; run the sweep again, or draw it with experiments.paper"),
+        (["a", "list"], "list/manifest.json is no sweep's and no study's"),
+        (["a", "old"], "old/table.csv and manifest.json beside it do not belong together"),
+        (["a", "torn"], "torn/table.csv and manifest.json beside it do not belong together"),
         (["a", "damaged"], "damaged/table.csv and manifest.json beside it do not belong together"),
         (["a", "study"], "a is a sweep and study is a study"),
         (["a", "a", "--metric", "acu"], "did you mean 'auc'?"),
@@ -153,12 +186,14 @@ def test_studies_meet_by_their_points(here: Path):
 def test_what_cannot_be_compared_is_one_line_with_exit_code_2(arguments, says, here: Path, monkeypatch, capsys):
     sweep("a", [row("LiRA", "8", 0.6), row("LiRA", "inf", 0.6)], "old")
     around: dict[str, Any] = {"seed": 0, "versions": {}, "config": {}}
-    manifests: dict[str, dict[str, Any]] = {"benchmark": {}, "empty": {"cells": []} | around}
-    manifests |= {"damaged": {"cells": []} | around, "study": {"points": []} | around}
+    manifests: dict[str, Any] = {"benchmark": {}, "list": [], "study": {"points": []} | around}
+    manifests |= {name: {"cells": []} | around for name in ("empty", "damaged", "old", "torn")}
     for name, manifest in manifests.items():
         Path(name).mkdir()
         Path(name, "manifest.json").write_text(json.dumps(manifest))
     Path("damaged/table.csv").write_text("value,low,high\nx,0,1\n")
+    Path("old/table.csv").write_text("attack,metric,value,low,high\nLiRA,auc,0.5,0,1\nRMIA,auc,0.5,0,1\n")
+    Path("torn/table.csv").write_text(Path("a/table.csv").read_text() + '"' + "x" * 2**18)
     Path("study/data.csv").write_text("metric,value,low,high\nauc,0.5,0,1\n")
     with pytest.raises(SystemExit) as stopped:
         call(monkeypatch, *arguments, "--out", "written")

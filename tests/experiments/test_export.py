@@ -80,6 +80,7 @@ def study(value: float) -> Path:
     facts = {"seconds": 1.5, "revision": "0f", "hardware": {"cores": 2}}
     told = [{"hash": f"point{point['step']}", "point": point} | facts for point in points]
     about = {"name": "rounding", "title": "A title", "command": "python -m experiments.run", "versions": {"torch": "2"}}
+    about |= {"seed": 0, "seconds": 3.0}
     config = {"data": {"limit": 3}, "seed": 0, "workers": 2}
     manifest = about | {"points": told, "config": config}
     record.write(Path("results/rounding"), manifest, points=[point | {"rows": rows} for point in points])

@@ -77,7 +77,8 @@ def test_pdfs_are_compared_by_what_they_draw_and_other_files_by_their_bytes(tmp_
 
 def test_a_folder_that_was_edited_by_hand_is_named_and_left_as_it_is(tmp_path, capsys):
     study = {"_target_": "tests.experiments.studies.squares.Squares", "bases": [2]}
-    manifest = {"title": "Squares", "name": "squares", "config": {"study": study}}
+    manifest = dict.fromkeys(record.NAMED, "x") | {"title": "Squares", "name": "squares", "config": {"study": study}}
+    manifest["points"] = [{"hash": "1"}]
     row = {"metric": "square", "value": 4.0, "low": 3.0, "high": 5.0}
     record.write(tmp_path, json.loads(json.dumps(manifest)), points=[{"base": 2, "rows": [row]}])
     paper.main([str(tmp_path)])
@@ -89,6 +90,18 @@ def test_a_folder_that_was_edited_by_hand_is_named_and_left_as_it_is(tmp_path, c
     assert stopped.value.code == paper.STALE
     assert f"not current: {tmp_path / 'table.md'}" in capsys.readouterr().out
     assert (tmp_path / "table.md").read_text() == "4.1"
+
+
+def test_a_figure_that_is_no_longer_drawn_is_named_and_left_where_it_is(tmp_path: Path, monkeypatch):
+    def draw(folder: Path, out: Path) -> list[str]:
+        figures.remove(out, "front")
+        return []
+
+    monkeypatch.setattr(paper, "draw", draw)
+    for name in ("front.png", "notes.txt"):
+        (tmp_path / name).touch()
+    assert paper.stale(tmp_path) == ["front.png"]
+    assert (tmp_path / "front.png").exists()
 
 
 def test_a_figure_s_parts_stand_at_rounded_places_since_the_layout_differs_in_its_last_digits():

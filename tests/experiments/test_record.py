@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import lzma
 
 import numpy as np
@@ -10,6 +11,7 @@ import pytest
 from experiments import collect, record
 from fl_core.errors import InputError
 
+MANIFEST = dict.fromkeys(record.NAMED, "x") | {"points": [{"hash": "1"}]}
 POINT = {"base": 2, "rows": [{"metric": "square", "value": 0.1 + 0.2, "low": None, "high": 1e-17}]}
 
 
@@ -19,7 +21,7 @@ def test_numbers_come_back_exactly_and_pictures_in_eight_bits(tmp_path):
     point = POINT | {
         "shown": {"truth": pictures.tolist(), "curve": curve, "ragged": [[[1, 2], [3]]], "lost": [[[None]]]}
     }
-    record.write(tmp_path, {"title": "x"}, points=[point])
+    record.write(tmp_path, MANIFEST, points=[point])
     (found,) = record.read(tmp_path).points
     assert np.abs(np.array(found["shown"].pop("truth")) - pictures).max() <= 0.5 / 255 + 1e-12
     point["shown"].pop("truth")
@@ -30,7 +32,7 @@ def test_numbers_come_back_exactly_and_pictures_in_eight_bits(tmp_path):
 def test_pictures_that_went_through_once_are_the_same_the_second_time(tmp_path):
     pictures = np.random.default_rng(0).random((2, 1, 8, 8)).tolist()
     for name, point in (("first", POINT | {"shown": pictures}), ("second", None)):
-        record.write(tmp_path / name, {}, points=[point or record.read(tmp_path / "first").points[0]])
+        record.write(tmp_path / name, MANIFEST, points=[point or record.read(tmp_path / "first").points[0]])
     assert record.read(tmp_path / "first").points == record.read(tmp_path / "second").points
 
 
@@ -42,6 +44,11 @@ def test_pictures_that_went_through_once_are_the_same_the_second_time(tmp_path):
         (b"{}", None, "holds no record.json.xz"),
         (b"{}", b"rubbish", "record.json.xz is damaged"),
         (b"{}", lzma.compress(b'{"cells": [{}], "points": []}'), "record.json.xz is damaged, or of another version"),
+        (b"{}", lzma.compress(b'{"cells": ["x"], "points": []}'), "record.json.xz is damaged, or of another version"),
+        (b"[]", lzma.compress(b'{"cells": [], "points": [{}]}'), "manifest.json is not that of record.json.xz"),
+        (b"{}", lzma.compress(b'{"cells": [], "points": [{}]}'), "manifest.json is not that of record.json.xz"),
+        (json.dumps(MANIFEST).encode(), lzma.compress(b'{"cells": [], "points": [{}, {}]}'), "is not that of record"),
+        (json.dumps(MANIFEST).encode(), lzma.compress(b'{"cells": [], "points": []}'), "is not that of record"),
     ],
 )
 def test_a_folder_without_a_whole_record_is_refused(tmp_path, manifest, kept, said):

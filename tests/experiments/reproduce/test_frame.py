@@ -264,7 +264,7 @@ def test_the_summary_counts_verdicts_and_leaves_smoke_out(tmp_path):
             "points": [{"hardware": {"cores": 2, "processor": "a processor"}}],
             "seconds": 3.2, "command": "the command",
         }  # fmt: skip
-        record.write(tmp_path / name, manifest, points=record_of(*rows))
+        record.write(tmp_path / name, dict.fromkeys(record.NAMED, "") | manifest, points=record_of(*rows))
     page = summary.write(tmp_path).read_text()
     assert "1 matched, 0 missed, 1 scaled down, 4 not attempted" in page
     assert "Made by `the command` (2 cores, a processor, 3 s over all points)" in page
