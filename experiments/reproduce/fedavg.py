@@ -82,7 +82,7 @@ class Rounds(Reproduction):
         ),
         "cpu": Budget(
             overrides=REAL,
-            options={"cells": {"IID, E=1, B=10": 3, "IID, E=5, B=10": 1}, "rounds": 60},
+            options={"cells": {"IID, E=1, B=10": 6, "IID, E=5, B=10": 3}, "rounds": 60},
             differs="",
         ),
         "full": Budget(overrides=REAL, options={"cells": dict.fromkeys(CELLS, 5), "rounds": 1000}, differs=""),
