@@ -6,10 +6,9 @@ seconds and no files; cpu at most half an hour each on two cores; full is the pu
 
 from __future__ import annotations
 
-import argparse
 import importlib
 import pkgutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +21,7 @@ from experiments.reproduce.base import BUDGETS, Reproduction
 from experiments.store import RESULTS
 from experiments.studies.perform import perform
 from experiments.sweep import resolved
-from experiments.terminal import command, one_line_errors
+from experiments.terminal import Parser, command, one_line_errors
 from fl_core.errors import InputError, check_choice
 
 INFRASTRUCTURE = ("base", "summary", "__main__")
@@ -58,14 +57,19 @@ def configuration(name: str, kind: type[Reproduction], budget: str, folder: Path
     }
 
 
+def _check_files(configs: Mapping[str, Any]) -> None:
+    """Raise InputError, before anything is trained, where a reproduction's data are not in the folder."""
+    for name, config in configs.items():
+        for file in (config["data"].get("path"), config["data"].get("test_path")):
+            if file is not None and not Path(file).is_file():
+                raise InputError(f"{name} needs {file}, which is not there; name its folder, as in --data=FOLDER")
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
-        prog="python -m experiments.reproduce", description=__doc__.splitlines()[0],
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        epilog="\n".join(f"  {name:24}{kind.title}" for name, kind in reproductions().items()),
-    )  # fmt: skip
+    parser = Parser("experiments.reproduce", __doc__)
+    parser.epilog = "\n".join(f"  {name:24}{kind.title}" for name, kind in reproductions().items())
     parser.add_argument("name", help="one of those below, or all")
-    parser.add_argument("--budget", default="cpu", help="smoke, cpu (the default) or full")
+    parser.add_argument("--budget", default="cpu", help="smoke, cpu or full")
     parser.add_argument(
         "--data", type=Path, default=Path(),
         help="the folder with mnist-train.parquet, mnist-test.parquet, cifar10-train.parquet and cifar10-test.parquet",
@@ -87,6 +91,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             )
         more = [f"workers={options.workers}"]
         made = {name: configuration(name, kind, options.budget, options.data, more) for name, kind in found.items()}
+        _check_files(made)
         for config in made.values():
             perform(config, [], command())
         if options.budget != "smoke":
