@@ -38,7 +38,7 @@ def resolve(cells: Sequence[CellResult], attack: str | None, view: str | None) -
     begun = [pair for pair in able if attack is not None and pair[0].lower().startswith(attack.lower())]
     found = exact[:1] or begun
     if len(found) != 1:
-        allowed = ", ".join(name for name, _ in (begun or able))
+        allowed = "; ".join(name for name, _ in (begun or able))
         raise InputError(f"--attack is {attack!r}; name one of {allowed}" + (f" (--view {view})" if view else ""))
     return found[0]
 

@@ -25,7 +25,7 @@ from experiments.store import RESULTS
 from experiments.studies.perform import perform
 from experiments.sweep import resolved
 from experiments.terminal import Parser, command, one_line_errors, say
-from fl_core.errors import check_choice
+from fl_core.errors import InputError, check_choice
 
 INFRASTRUCTURE = ("base", "summary", "__main__")
 
@@ -72,15 +72,18 @@ def _filled(override: str, folder: str) -> str:
 
 
 def left_out(made: Mapping[str, Any]) -> dict[str, str]:
-    """Of these configurations those whose files are not there, and which; none where that holds for all that read any,
-    so that a mistyped folder is an error."""
+    """Of these configurations those whose files are not there, and which. Raises InputError where that holds for all
+    that read any: the folder is mistyped, or not told."""
     files = {
         name: [Path(str(config["data"][field])) for field in ("path", "test_path") if config["data"].get(field)]
         for name, config in made.items()
     }
     absent = {name: next((str(file) for file in each if not file.is_file()), "") for name, each in files.items()}
     found = {name: file for name, file in absent.items() if file}
-    return {} if len(found) == sum(bool(each) for each in files.values()) else found
+    if found and len(found) == sum(bool(each) for each in files.values()):
+        name, file = next(iter(found.items()))
+        raise InputError(f"{name} needs {file}, which is not there; name its folder, as in --data=FOLDER")
+    return found
 
 
 def holds_jpeg(file: Path) -> bool:

@@ -12,6 +12,7 @@ from hydra.core.global_hydra import GlobalHydra
 from experiments import __main__ as experiments
 from experiments import run
 from experiments.__main__ import ROOT, commands, first_sentence
+from experiments.reproduce import __main__ as reproduce
 
 OWN = {f"experiments.{name}": told for name, told in commands(ROOT).items()}
 BENCHMARKS = {f"experiments.benchmarks.{name}": told for name, told in commands(ROOT / "benchmarks").items()}
@@ -83,3 +84,26 @@ def test_the_help_of_run_fits_a_screen_and_a_half_and_names_every_group(capsys, 
     ):
         assert name in printed
     GlobalHydra.instance().clear()
+
+
+@pytest.mark.parametrize("name", sorted(set(OWN) - {"experiments.run", "experiments.holdings"}))
+def test_a_bad_option_is_one_line_and_exit_code_2(name: str, capsys, monkeypatch):
+    module = importlib.import_module(f"{name}.__main__" if (ROOT / name.partition(".")[2]).is_dir() else name)
+    monkeypatch.setattr(sys, "argv", [name, "--nonsense"])
+    GlobalHydra.instance().clear()
+    with pytest.raises(SystemExit) as stopped:
+        module.main()
+    assert stopped.value.code == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("mirage: ")
+
+
+@pytest.mark.parametrize("name", ["rmia", "all"])
+def test_a_reproduction_without_its_data_names_the_option_that_is_missing(name: str, capsys, tmp_path):
+    GlobalHydra.instance().clear()
+    with pytest.raises(SystemExit) as stopped:
+        reproduce.main([name, f"--data={tmp_path}"])
+    assert stopped.value.code == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert str(tmp_path) in line
+    assert "--data=FOLDER" in line

@@ -201,8 +201,8 @@ def test_one_attack_is_drawn_under_its_view_with_ceiling_audit_blind_guesses_and
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        ("leakage leakage_vs_epsilon --attack nobody", "--attack is 'nobody'; name one of LiRA, loss threshold"),
-        ("leakage leakage_vs_epsilon --attack li", "--attack is 'li'; name one of LiRA, LiRA, offline"),
+        ("leakage leakage_vs_epsilon --attack nobody", "--attack is 'nobody'; name one of LiRA; loss threshold"),
+        ("leakage leakage_vs_epsilon --attack li", "--attack is 'li'; name one of LiRA; LiRA, offline"),
         ("leakage leakage_vs_epsilon --view server", "--view is 'server'; this sweep has attacks for released_model"),
         ("leakage leakage_vs_epsilon --group nobody", "--group is 'nobody'; of LiRA this sweep has canary, ordinary"),
         ("leakage leakage_vs_epsilon --metric psnr", "--metric is 'psnr'; of LiRA this sweep has auc"),

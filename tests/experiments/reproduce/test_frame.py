@@ -244,9 +244,10 @@ def test_all_leaves_out_what_has_no_files_and_says_so(here, monkeypatch, capsys)
     assert "cifar100-train.parquet" in said
 
 
-def test_a_mistyped_folder_leaves_nothing_out_so_that_the_loader_names_it(here):
+def test_where_no_file_is_there_nothing_is_left_out_and_the_folder_is_asked_for(here):
     made = {name: command.configuration(name, kind, "cpu", here / "no") for name, kind in REPRODUCTIONS.items()}
-    assert command.left_out(made) == {}
+    with pytest.raises(InputError, match="which is not there; name its folder, as in --data=FOLDER"):
+        command.left_out(made)
 
 
 @pytest.mark.parametrize("folder", ["a b", "a=b,c", "{x}", "it's", 'say "so"', "back\\slash"])
