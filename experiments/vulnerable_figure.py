@@ -26,7 +26,7 @@ def vulnerable(cells: Sequence[CellResult], title: str) -> Figure | None:
     names = cells[0].facts["classes"]
     with plt.style.context(STYLE):
         figure, axes = plt.subplots(
-            len(shown), MOST, figsize=(PAGE, 1.1 * len(shown) + 0.75), layout="constrained", squeeze=False
+            len(shown), MOST, figsize=(PAGE, 1.1 * len(shown) + 0.9), layout="constrained", squeeze=False
         )
         for line, (cell, exposed) in enumerate(shown):
             ranked = cell.vulnerable[attack]
@@ -40,6 +40,7 @@ def vulnerable(cells: Sequence[CellResult], title: str) -> Figure | None:
             axes[line, 0].set_ylabel(f"ε = {cell.label()}")
         figure.suptitle(
             f"{title}\nthe examples that {attack} finds best; below each, the label that it was trained with, and\n"
-            "how far its scores as a member lie above those as a non-member, in units of their spread"
+            "how far its scores as a member lie above those as a non-member, in units of their spread;\n"
+            f"of {cells[0].facts['examples']:,} examples some stand out by chance alone"
         )
     return figure
