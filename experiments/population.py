@@ -22,7 +22,7 @@ from fl_core.augmentation import Augmentation
 from fl_core.data import ImageSet, class_number
 from fl_core.errors import InputError, check_choice, check_number
 from fl_core.federation import Federation, public_sizes
-from fl_core.fleet import Fleet
+from fl_core.fleet import Fleet, Synchronous
 from fl_core.lanes import BACKENDS
 from fl_core.memory import GIB
 from fl_core.models import PRECISIONS, statistics_of
@@ -177,6 +177,7 @@ def build(config: Mapping[str, Any], device: torch.device, named: str) -> Popula
         server_schedule=make(config["server_schedule"]),
         aggregator=make(config["aggregator"]),
     )
+    _check_warmup(config)
     if isinstance(algorithm.aggregator, Krum):
         algorithm.aggregator.check(config["participation"].get("cohort") or config["clients"])
     defense = make(config["defense"]).for_model(model)
@@ -212,6 +213,7 @@ def build(config: Mapping[str, Any], device: torch.device, named: str) -> Popula
     )
     plan = population.federation(range(1)).plan  # it checks what goes together
     defense.check(plan)
+    _check_deadline(population)
     alone = config["attack"]["victims"] or defense.private or defense.reduces_examples
     if statistics_of(model) and (alone or population.view is not ReleasedModel or config["backend"] == "vmap"):
         raise InputError(
@@ -220,6 +222,34 @@ def build(config: Mapping[str, Any], device: torch.device, named: str) -> Popula
             "attack.victims=0 signals.view=released_model backend=loop"
         )
     return population
+
+
+def _check_warmup(config: Mapping[str, Any]) -> None:
+    for name in ("client_schedule", "server_schedule"):
+        warmup, rounds = config[name].get("warmup", 0), config["rounds"]
+        if warmup >= rounds:
+            raise InputError(
+                f"{name}.warmup is {warmup}, but the run has {rounds} rounds, so that the rate would never come down; "
+                f"lower it below {rounds}, or raise rounds"
+            )
+
+
+def _check_deadline(population: Population) -> None:
+    """InputError where nobody's update arrives by the fleet's deadline in any round of any replica: nothing trains."""
+    fleet, replicas = population.fleet, range(population.replicas)
+    if not isinstance(fleet, Synchronous) or fleet.deadline is None:
+        return
+    played = population.federation(replicas)
+    if any(len(turn.clients) for round in range(played.rounds) for turn in played.turns(round)):
+        return
+    patient = dataclasses.replace(fleet, target=1, deadline=None, partial=False)
+    firsts = dataclasses.replace(population, fleet=patient).federation(replicas).turns(0)
+    soonest = min((turn.ended for turn in firsts if len(turn.clients)), default=None)
+    told = "" if soonest is None else f"; the first of round 1 would after {soonest:.3g} s"
+    raise InputError(
+        f"fleet.deadline is {fleet.deadline:g} s, and no client's update arrives by then in any round{told}; raise it, "
+        "or set fleet.deadline=null"
+    )
 
 
 def fields_of(view: str) -> list[str]:

@@ -106,6 +106,9 @@ from tests.experiments.conftest import SWEEP, TINY
         (["experiment=secagg_dropout", "study.survivors=3"], "study.survivors is 3; it must be a list"),
         (["experiment=secagg_dropout", "name=../x"], "name is '../x'"),
         ([*SWEEP, "attack.fprr=0.1"], "did you mean fpr?"),
+        (["fleet=devices", "fleet.deadline=1e-9"], "fleet.deadline is 1e-09 s, and no client's update arrives by then"),
+        (["schedule@server_schedule=cosine", "server_schedule.warmup=20"], "server_schedule.warmup is 20, but the run"),
+        (["schedule@client_schedule=cosine", "client_schedule.warmup=9", "rounds=9"], "the rate would never come down"),
     ],
 )
 def test_a_bad_input_is_one_line_with_exit_code_2_and_nothing_written(arguments, says, here, mirage, capsys):
