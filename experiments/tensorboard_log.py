@@ -11,6 +11,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import math
+import os
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -31,13 +32,18 @@ History = Mapping[str, Sequence[Sequence[Any]]]
 
 
 def check(folder: Any) -> None:
-    """InputError where `tensorboard` in the configuration names no folder, or the package is not there."""
+    """InputError where `tensorboard` in the configuration names no folder that can be written, or the package is not
+    there."""
     if folder is None:
         return
     if not isinstance(folder, str) or not folder:
         raise InputError(f"tensorboard is {folder!r}; name a folder for its events, or null for none")
     if importlib.util.find_spec("tensorboard") is None:
         raise InputError("tensorboard=FOLDER needs TensorBoard: pip install 'mirage-fl[tensorboard]'")
+    place = Path(folder).absolute()
+    there = next(one for one in (place, *place.parents) if one.exists())
+    if not there.is_dir() or not os.access(there, os.W_OK):
+        raise InputError(f"tensorboard is {folder!r}, but {there} is no folder that can be written; name another one")
 
 
 def place(config: Mapping[str, Any], run: str) -> Path:

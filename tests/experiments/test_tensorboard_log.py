@@ -123,6 +123,16 @@ def test_a_board_that_was_stopped_goes_on(here: Path):
     assert set(read(Path("events"))) == {("test accuracy/mean", 1), ("test accuracy/mean", 2)}
 
 
+@pytest.mark.parametrize("place", ["a_file", "a_file/inside"])
+def test_a_place_where_no_event_can_be_written_is_refused_before_anything_is_trained(place, here: Path, mirage, capsys):
+    Path("a_file").write_text("")
+    with pytest.raises(SystemExit) as stopped:
+        mirage(*SMALL, f"tensorboard={place}")
+    assert stopped.value.code == 2
+    assert "a_file is no folder that can be written" in capsys.readouterr().err
+    assert [file.name for file in here.iterdir()] == ["a_file"]
+
+
 @pytest.mark.parametrize(
     ("installed", "says"), [(False, "pip install 'mirage-fl[tensorboard]'"), (True, "tensorboard is 3")]
 )
