@@ -177,7 +177,6 @@ def build(config: Mapping[str, Any], device: torch.device, named: str) -> Popula
         server_schedule=make(config["server_schedule"]),
         aggregator=make(config["aggregator"]),
     )
-    _check_warmup(config)
     if isinstance(algorithm.aggregator, Krum):
         algorithm.aggregator.check(config["participation"].get("cohort") or config["clients"])
     defense = make(config["defense"]).for_model(model)
@@ -222,16 +221,6 @@ def build(config: Mapping[str, Any], device: torch.device, named: str) -> Popula
             "attack.victims=0 signals.view=released_model backend=loop"
         )
     return population
-
-
-def _check_warmup(config: Mapping[str, Any]) -> None:
-    for name in ("client_schedule", "server_schedule"):
-        warmup, rounds = config[name].get("warmup", 0), config["rounds"]
-        if warmup >= rounds:
-            raise InputError(
-                f"{name}.warmup is {warmup}, but the run has {rounds} rounds, so that the rate would never come down; "
-                f"lower it below {rounds}, or raise rounds"
-            )
 
 
 def _check_deadline(population: Population) -> None:

@@ -126,12 +126,6 @@ class Synchronous(Fleet):
             check_number("fleet.target", self.target, minimum=1, integer=True)
         if self.deadline is not None:
             check_number("fleet.deadline", self.deadline, above=0)
-            least = 2 * self.devices.latency
-            if self.deadline < least:
-                raise InputError(
-                    f"fleet.deadline is {self.deadline:g} s, but a download and an upload have {least:g} s of latency "
-                    "alone: nobody could ever arrive; raise the deadline, or lower fleet.devices.latency"
-                )
         if not isinstance(self.partial, bool):
             raise InputError(f"fleet.partial is {self.partial!r}; it must be true or false")
         if self.partial and self.deadline is None:
