@@ -25,6 +25,8 @@ FILE = "record.json.xz"
 PIXELS = "8-bit pixels"
 NAMED = {"name", "title", "command", "seed", "seconds", "versions", "config"}
 """What every manifest holds."""
+LEAST_SIDE = 4
+"""Pixels of a picture's side at least; what is smaller is kept as numbers."""
 
 Values = dict[str, Any]
 
@@ -82,7 +84,7 @@ def _of(manifest: Any, cells: Sequence[CellResult], points: Sequence[Values]) ->
 
 
 def _packed(value: Any) -> Any:
-    """`value` with every array of three axes or more, which is a picture or several, in 8 bits."""
+    """`value` with every array that is a picture, or several, in 8 bits."""
     if isinstance(value, Mapping):
         return {name: _packed(inner) for name, inner in value.items()}
     if not isinstance(value, list | tuple):
@@ -104,7 +106,9 @@ def _pictures(value: Sequence[Any]) -> np.ndarray[Any, Any] | None:
         found = np.array(value, dtype=float)
     except (TypeError, ValueError):  # ragged, or not all numbers
         return None
-    return found if found.ndim >= 3 and np.isfinite(found).all() else None
+    # [..., channels, height, width]: a table of numbers with three axes has to keep them.
+    pictured = found.ndim >= 3 and found.shape[-3] in (1, 3) and min(found.shape[-2:]) >= LEAST_SIDE
+    return found if pictured and np.isfinite(found).all() else None
 
 
 def _unpacked(value: Any) -> Any:

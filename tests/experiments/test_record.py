@@ -29,6 +29,12 @@ def test_numbers_come_back_exactly_and_pictures_in_eight_bits(tmp_path):
     assert list(found["rows"][0]) == ["metric", "value", "low", "high"], "columns keep their order"
 
 
+def test_a_table_of_three_axes_keeps_its_numbers(tmp_path):
+    tables = {"counts": [[[12, 5], [7, 1]], [[3, 4], [0, 9]]], "thrice": [[[12.5, 5], [7, 1]]] * 3}
+    record.write(tmp_path, MANIFEST, points=[POINT | {"shown": tables}])
+    assert record.read(tmp_path).points[0]["shown"] == tables
+
+
 def test_pictures_that_went_through_once_are_the_same_the_second_time(tmp_path):
     pictures = np.random.default_rng(0).random((2, 1, 8, 8)).tolist()
     for name, point in (("first", POINT | {"shown": pictures}), ("second", None)):
