@@ -48,7 +48,7 @@ def leakage(
 ) -> Figure:
     """`metric` of one attack on one group, a line a variant, over the audit and the utility of the same cells.
 
-    Raises InputError where the group or metric was not measured.
+    Raises InputError where the group or metric was not measured, or has no number.
     """
     rows = [row for cell in cells for row in cell.rows if row.question == "membership" and row.attack == attack]
     for name, value, known in (
@@ -57,6 +57,10 @@ def leakage(
     ):
         if value not in known:
             raise InputError(f"{name} is {value!r}; of {attack} this sweep has {', '.join(known)}")
+    asked = [row for row in rows if (row.group, row.metric) == (group, metric)]
+    if all(row.value is None for row in asked):
+        why = "; ".join(dict.fromkeys(row.note for row in asked if row.note)) or "it was not measured"
+        raise InputError(f"{metric} of {attack} on {group} has no number in this sweep: {why}")
     variants = list(dict.fromkeys(cell.variant for cell in cells))
     audits = {variant: _audits(cells, variant, attack, view) for variant in variants}
     told = any(one for found in audits.values() for one in found)

@@ -182,6 +182,8 @@ def page(found: Record, command: str) -> str:
     hung, left_out = pictures.hung(content.walls, content.album)
     columns = content.columns
     names = {column["name"]: column for column in columns}
+    if "metric" not in names:
+        raise InputError(f"results/{manifest['name']} holds no measured row, so there is nothing to explore")
     metrics = words.metric_words(rows.distinct(names["metric"]), content.fpr)
     known = words.attackers(columns)
     count = len(rows.entries(names["metric"]))

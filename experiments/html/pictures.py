@@ -187,11 +187,11 @@ def _is_pictures(value: Any) -> bool:
     """Whether this is a list of pictures [channels, height, width] with one or three channels."""
     if isinstance(value, np.ndarray | Tensor):
         return value.ndim == 4 and value.shape[1] in (1, 3)
-    if not isinstance(value, list) or not value:
-        return False
-    first = value[0]
-    deep = isinstance(first, list) and len(first) in (1, 3) and isinstance(first[0], list)
-    return deep and isinstance(first[0][0], list) and not isinstance(first[0][0][0], list)
+    shape: list[int] = []
+    while isinstance(value, list) and value:
+        shape.append(len(value))
+        value = value[0]
+    return len(shape) == 4 and shape[1] in (1, 3) and not isinstance(value, list)
 
 
 def _floats(pixels: Any) -> Pixels:

@@ -263,11 +263,11 @@ def study_epsilons(columns: Columns, config: Mapping[str, Any]) -> str:
     found = next((column for column in columns if column["name"] == "epsilon"), None)
     if found is None:
         return _measured_epsilons(columns, config)
-    values = sorted(rows.distinct(found))
+    values = [f"{one:g}" if found["kind"] == "number" else one for one in sorted(rows.distinct(found)) if one != ""]
     delta = config.get("study", {}).get("delta")
     accounted = ", as accounted beside it" if any(column["name"] == "accounted" for column in columns) else ""
     return (
-        f"ε is what the noise at a point was calibrated to{accounted}: {', '.join(f'{value:g}' for value in values)}"
+        f"ε is what the noise at a point was calibrated to{accounted}: {', '.join(values)}"
         + (f", at δ = {delta:g}" if isinstance(delta, float) else "")
         + "; ∞ stands for points without a guarantee. A ceiling, where there is one, is the most that ε allows."
     )

@@ -206,6 +206,10 @@ def test_one_attack_is_drawn_under_its_view_with_ceiling_audit_blind_guesses_and
         ("leakage leakage_vs_epsilon --view server", "--view is 'server'; this sweep has attacks for released_model"),
         ("leakage leakage_vs_epsilon --group nobody", "--group is 'nobody'; of LiRA this sweep has canary, ordinary"),
         ("leakage leakage_vs_epsilon --metric psnr", "--metric is 'psnr'; of LiRA this sweep has auc"),
+        (
+            "leakage leakage_vs_epsilon --metric tpr_at_1e-05",
+            "has no number in this sweep: needs ≥ 100,000",
+        ),
         ("leakage leakage_vs_epsilon --variant x", "--variant is 'x'; this sweep has no variants"),
         ("field leakage_vs_epsilon", "these cells do not differ by one number"),
         ("field leakage_by_round --field clients", "--field is 'clients'; in numbers these cells differ by rounds"),
