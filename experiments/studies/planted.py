@@ -23,18 +23,13 @@ BITS = 16  # pixels that hold a crafted canary's number; the others are of one g
 GREY = 0.5
 
 
-@dataclass(frozen=True, eq=False)
-class Planted(Defense):
-    """The gradient of an example whose picture is `markers`[k] [canaries, ...] becomes `gradients`[k] [canaries, ...].
+class Lying(Defense):
+    """What sends other gradients for the examples that it recognises by their pictures.
 
     Put it first in a list of defences, before the one under audit. It guarantees nothing and takes nothing away: what
     a client computes before the clip is its own affair.
     """
 
-    markers: Tensor
-    gradients: Tree
-
-    name = "planted"
     lengthens = True
 
     def example_maps(self) -> Sequence[ExampleMap]:
@@ -44,25 +39,49 @@ class Planted(Defense):
         return MeanOfExamples()
 
     def each(self, gradients: Gradients, inputs: tuple[Input, ...], step: Step) -> Gradients:
-        """The gradients [lanes, batch, ...], crafted where `inputs` have a marker as their picture."""
+        """The gradients [lanes, batch, ...], crafted where a picture in `inputs` is recognised."""
         images = inputs[0]
         assert isinstance(images, Tensor)
-        same = (images.unsqueeze(2) == self.markers).flatten(3).all(-1)  # [lanes, batch, canaries]
-        planted, which = same.any(-1), same.to(torch.uint8).argmax(-1)
-        return {name: self._put(value, planted, self.gradients[name][which]) for name, value in gradients.items()}
+        known, number = self.recognised(images)
+        wholes = {name: value.whole() if isinstance(value, Outer) else value for name, value in gradients.items()}
+        return {name: self.crafted(name, own, known, number) for name, own in wholes.items()}
 
-    @staticmethod
-    def _put(value: Tensor | Outer, planted: Tensor, crafted: Tensor) -> Tensor:
-        own = value.whole() if isinstance(value, Outer) else value
-        return torch.where(planted.view(*planted.shape, *[1] * (own.dim() - 2)), crafted, own)
+    def recognised(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Which of the `images` [lanes, batch, ...] are canaries, and the number of each that is, [lanes, batch]."""
+        raise NotImplementedError
+
+    def crafted(self, name: str, own: Tensor, known: Tensor, number: Tensor) -> Tensor:
+        """What is sent of the variable `name` in the place of each example's `own` gradient [lanes, batch, ...]."""
+        raise NotImplementedError
+
+
+def _where(known: Tensor, crafted: Tensor | float, own: Tensor) -> Tensor:
+    return torch.where(known.view(*known.shape, *[1] * (own.dim() - 2)), crafted, own)
 
 
 @dataclass(frozen=True, eq=False)
-class CraftedGradients(Defense):
+class Planted(Lying):
+    """An example whose picture is `markers`[k] [canaries, ...] sends `gradients`[k] [canaries, ...]."""
+
+    markers: Tensor
+    gradients: Tree
+
+    name = "planted"
+
+    def recognised(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        same = (images.unsqueeze(2) == self.markers).flatten(3).all(-1)  # [lanes, batch, canaries]
+        return same.any(-1), same.to(torch.uint8).argmax(-1)
+
+    def crafted(self, name: str, own: Tensor, known: Tensor, number: Tensor) -> Tensor:
+        return _where(known, self.gradients[name][number], own)
+
+
+@dataclass(frozen=True, eq=False)
+class CraftedGradients(Lying):
     """An example whose picture is `numbered(k)` sends a gradient on the one coordinate `coordinates`[k] alone.
 
-    The coordinate counts along the variable `where`, and the gradient is `length` long. For an audit: put it first in a
-    list of defences, before the clip. As `Planted`, for thousands of canaries: it tells them apart by their numbers.
+    The coordinate counts along the variable `where`, and the gradient is `length` long. For thousands of canaries,
+    which `Planted` would compare with each picture.
     """
 
     where: str
@@ -70,30 +89,18 @@ class CraftedGradients(Defense):
     length: float
 
     name = "crafted gradients"
-    lengthens = True
 
-    def example_maps(self) -> Sequence[ExampleMap]:
-        return (self,)
-
-    def example_rule(self, expected_batch: float) -> ExampleRule:
-        return MeanOfExamples()
-
-    def each(self, gradients: Gradients, inputs: tuple[Input, ...], step: Step) -> Gradients:
-        """The gradients [lanes, batch, ...], crafted where the picture in `inputs` bears a number."""
-        images = inputs[0]
-        assert isinstance(images, Tensor)
+    def recognised(self, images: Tensor) -> tuple[Tensor, Tensor]:
         pixels = images.flatten(2)  # [lanes, batch, pixels]
-        crafted = (pixels[..., BITS:] == GREY).all(-1)
-        number = (pixels[..., :BITS].round().long() << torch.arange(BITS, device=pixels.device)).sum(-1)
-        found: dict[str, Tensor | Outer] = {}
-        for name, value in gradients.items():
-            own = value.whole() if isinstance(value, Outer) else value
-            kept = torch.where(crafted.view(*crafted.shape, *[1] * (own.dim() - 2)), 0.0, own)
-            if name == self.where:
-                lane, row = torch.nonzero(crafted, as_tuple=True)
-                kept.flatten(2)[lane, row, self.coordinates[number[lane, row]]] = self.length
-            found[name] = kept
-        return found
+        bits = pixels[..., :BITS].round().long() << torch.arange(BITS, device=pixels.device)
+        return (pixels[..., BITS:] == GREY).all(-1), bits.sum(-1)
+
+    def crafted(self, name: str, own: Tensor, known: Tensor, number: Tensor) -> Tensor:
+        sent = _where(known, 0.0, own)
+        if name == self.where:
+            lane, row = torch.nonzero(known, as_tuple=True)
+            sent.flatten(2)[lane, row, self.coordinates[number[lane, row]]] = self.length
+        return sent
 
 
 def numbered(count: int, like: ImageSet) -> ImageSet:
