@@ -113,9 +113,8 @@ def read(folder: Path) -> Results:
         columns = [name for name in rows[0] if name not in MEASURED] if study else list(SWEEP)
         if not {*columns, "value"} <= set(rows[0]):
             raise KeyError("a column is missing")
-        inside = _inside(manifest["points"]) if study else ["variant", "epsilon"]
-        runs = _runs(manifest, inside)
-        lines = tuple(_line(row, columns, inside, runs) for row in rows)
+        runs = _runs(manifest)
+        lines = tuple(_line(row, columns, runs) for row in rows)
         _ = manifest["config"].items(), manifest["versions"].items(), manifest["seed"]
     except FileNotFoundError:
         raise InputError(f"{table} is missing; run the sweep again, or draw it with experiments.paper") from None
@@ -124,32 +123,35 @@ def read(folder: Path) -> Results:
     return Results(folder=folder, manifest=manifest, columns=tuple(columns), lines=lines)
 
 
-def _inside(points: Sequence[Mapping[str, Any]]) -> list[str]:
-    """The columns of a study's points; lists and groups in a point are not among those of its rows."""
-    items = [item for one in points for item in one["point"].items()]
-    return list(dict.fromkeys(name for name, value in items if not isinstance(value, list | dict)))
+Runs = dict[tuple[str, ...], dict[Key, str]]
+"""Stored runs by the columns that say which cell or point a row is of, and by what stands there."""
 
 
-def _runs(manifest: Mapping[str, Any], inside: Sequence[str]) -> dict[Key, str]:
-    """The stored run behind a row, by the columns that say which cell or point it is of."""
+def _runs(manifest: Mapping[str, Any]) -> Runs:
+    """The stored runs behind a folder's rows. Points of one study may have different fields; lists and groups in a
+    point are not among the columns of its rows."""
+    found: Runs = {}
     if "points" in manifest:
-        points = manifest["points"]
-        return {tuple(_plain(one["point"].get(name)) for name in inside): str(one["hash"]) for one in points}
-    return {
-        (one.get("variant", ""), "inf" if one["epsilon"] == "∞" else _plain(one["epsilon"])): str(one["run"])
-        for one in manifest["cells"]
-    }
+        for one in manifest["points"]:
+            plain = {name: _plain(value) for name, value in one["point"].items() if not isinstance(value, list | dict)}
+            found.setdefault(tuple(plain), {})[tuple(plain.values())] = str(one["hash"])
+        return found
+    for one in manifest["cells"]:
+        epsilon = "inf" if one["epsilon"] == "∞" else _plain(one["epsilon"])
+        found.setdefault(("variant", "epsilon"), {})[one.get("variant", ""), epsilon] = str(one["run"])
+    return found
 
 
-def _line(row: Mapping[str, str], columns: Sequence[str], inside: Sequence[str], runs: Mapping[Key, str]) -> Line:
+def _line(row: Mapping[str, str], columns: Sequence[str], runs: Runs) -> Line:
     value, low, high = (_number(row.get(name)) for name in ("value", "low", "high"))
     units = re.match(r"\d+", row.get("samples") or "")
     measured = None
     if value is not None and low is not None and high is not None:
         measured = Measured(value=value, low=low, high=high, **({"units": float(units[0])} if units else {}))
     key = {name: _plain(row.get(name)) for name in columns}
-    run = runs.get(tuple(_plain(row.get(name)) for name in inside))
-    return Line(key=key, value=value, measured=measured, run=run)
+    of = [known.get(tuple(_plain(row.get(name)) for name in names)) for names, known in runs.items()]
+    its = [run for run in of if run is not None]
+    return Line(key=key, value=value, measured=measured, run=its[0] if len(its) == 1 else None)
 
 
 def _number(text: str | None) -> float | None:

@@ -167,6 +167,17 @@ def test_seeds_and_counts_that_differ_in_a_late_digit_are_told_apart(here: Path)
     ]
 
 
+def test_a_row_is_of_its_point_though_points_have_different_fields(here: Path):
+    points = [
+        {"hash": "theory", "point": {"kind": "gaussian"}},
+        {"hash": "run", "point": {"kind": "run", "epsilon": 8}},
+    ]
+    Path("a").mkdir()
+    Path("a/manifest.json").write_text(json.dumps({"points": points, "seed": 0, "versions": {}, "config": {}}))
+    Path("a/data.csv").write_text("kind,epsilon,value\ngaussian,1,0.5\nrun,8,0.5\nother,8,0.5\n")
+    assert [line.run for line in read(Path("a")).lines] == ["theory", "run", None]
+
+
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
