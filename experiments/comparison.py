@@ -31,6 +31,9 @@ MEASURED = (
 )
 """Columns of studies that say what came out, or how; all others identify a row."""
 
+OVER_HALVINGS = ("rank_stability",)
+"""Metrics whose interval is over random halvings of the same replicas, and so says nothing of other replicas."""
+
 Key = tuple[str, ...]
 
 
@@ -219,8 +222,12 @@ def _pair(key: Key, a: Line, b: Line, columns: Sequence[str]) -> Pair:
     about = dict(zip(columns, key, strict=True))
     if a.run is not None and a.run == b.run:
         return Pair(key=about, a=a, b=b, change=None, why="the same stored run")
+    if a.key.get("metric") in OVER_HALVINGS:
+        return Pair(key=about, a=a, b=b, change=None, why="intervals over halvings, not over replicas")
     if a.measured is None or b.measured is None:
-        return Pair(key=about, a=a, b=b, change=None, why="no number" if a.value is b.value is None else "no interval")
+        lacking = sum(one.value is None for one in (a, b))
+        why = ("no interval", "no number in one of them", "no number")[lacking]
+        return Pair(key=about, a=a, b=b, change=None, why=why)
     if min(a.measured.units, b.measured.units) < 2:
         return Pair(key=about, a=a, b=b, change=None, why="one replica or victim alone")
     return Pair(key=about, a=a, b=b, change=difference(a.measured, b.measured))

@@ -140,6 +140,16 @@ def test_ignored_columns_let_two_epsilons_meet(here: Path):
     assert (line["in"], line["attack"], line["epsilon"]) == ("both", "LiRA", "8 → inf")
 
 
+def test_what_says_nothing_of_other_replicas_is_not_tested(here: Path):
+    told = "297 examples, halves of 24 replicas"
+    stable = {"group": "everybody", "metric": "rank_stability", "samples": told}
+    a = sweep("a", [row("LiRA", "8", 0.6, **stable), row("gap", "8", None), row("RMIA", "8", 0.5, low="nan")], "old")
+    b = sweep("b", [row("LiRA", "8", 0.9, **stable), row("gap", "8", 0.5), row("RMIA", "8", 0.6)], "new")
+    why = {pair.key["attack"]: pair.why for pair in both(a, b).pairs}
+    assert why.pop("LiRA") == "intervals over halvings, not over replicas"
+    assert why == {"gap": "no number in one of them", "RMIA": "no interval"}
+
+
 def test_studies_meet_by_their_points(here: Path):
     for name, shift in (("a", 0.0), ("b", 0.5)):
         Path(name).mkdir()
