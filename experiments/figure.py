@@ -11,7 +11,6 @@ Writes FILE.png, FILE.pdf and FILE.csv. For example:
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -25,7 +24,7 @@ from experiments.figures import save
 from experiments.front_figure import front
 from experiments.record import Record
 from experiments.roc_figure import roc
-from experiments.terminal import one_line_errors
+from experiments.terminal import Parser, one_line_errors
 from fl_core.errors import InputError
 from fl_core.views import VIEWS
 
@@ -70,10 +69,7 @@ def _cells(cells: Sequence[CellResult], variant: str | None) -> list[CellResult]
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    assert __doc__ is not None
-    parser = argparse.ArgumentParser(
-        prog="python -m experiments.figure", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Parser("experiments.figure", __doc__)
     parser.add_argument("kind", choices=KINDS, help="which figure")
     parser.add_argument("folder", type=Path, help="a folder that a sweep wrote, such as results/leakage_vs_epsilon")
     parser.add_argument("--attack", help="its name as in table.md, or how that begins; the sweep's first by default")

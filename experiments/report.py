@@ -6,13 +6,12 @@ works in a fresh clone; it is not committed.
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
 from experiments import record
 from experiments.html.page import page
-from experiments.terminal import command, one_line_errors
+from experiments.terminal import Parser, command, one_line_errors
 from fl_core.checkpoint import write_text
 
 FILE = "report.html"
@@ -29,7 +28,7 @@ def write(folder: Path, made_by: str) -> Path:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(prog="python -m experiments.report", description=__doc__.splitlines()[0])
+    parser = Parser("experiments.report", __doc__)
     parser.add_argument("folders", nargs="+", type=Path, help="folders that a sweep or a study wrote")
     options = parser.parse_args(arguments)
     with one_line_errors():

@@ -83,3 +83,20 @@ def test_the_help_of_run_fits_a_screen_and_a_half_and_names_every_group(capsys, 
     ):
         assert name in printed
     GlobalHydra.instance().clear()
+
+
+@pytest.mark.parametrize(
+    ("command", "arguments", "said"),
+    [
+        ("report", [], "the following arguments are required: folders"),
+        ("figure", ["leakge", "results/x"], "invalid choice: 'leakge'"),
+    ],
+)
+def test_a_bad_option_is_one_line(command: str, arguments: list[str], said: str, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        importlib.import_module(f"experiments.{command}").main(arguments)
+    line = capsys.readouterr().err
+    assert stopped.value.code == 2
+    assert line.startswith("mirage: ")
+    assert said in line
+    assert line.count("\n") == 1
