@@ -25,7 +25,7 @@ from experiments.store import RESULTS
 from experiments.studies.perform import perform
 from experiments.sweep import resolved
 from experiments.terminal import Parser, command, one_line_errors, say
-from fl_core.errors import check_choice
+from fl_core.errors import InputError, check_choice
 
 INFRASTRUCTURE = ("base", "summary", "__main__")
 
@@ -115,6 +115,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         more = [f"workers={options.workers}"]
         made = {name: configuration(name, kind, options.budget, options.data, more) for name, kind in found.items()}
         absent = left_out(made)
+        for name, config in made.items():
+            file = config["data"].get("path")
+            if name not in absent and file and not Path(str(file)).is_file():
+                raise InputError(f"{file} is not a file; give the folder that holds it with --data")
         for name, file in absent.items():
             say(f"{name} is left out: {file} is not a file")
         for name, config in made.items():

@@ -93,6 +93,15 @@ def test_all_of_them_are_found_by_their_names():
     assert {name: reproductions()[name] for name in OURS} == OURS
 
 
+def test_a_folder_without_the_files_is_refused_with_the_option_that_names_it(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    with pytest.raises(SystemExit) as stopped:
+        main(["opacus_mnist", "--data", str(tmp_path)])
+    assert stopped.value.code == 2
+    assert "mnist-train.parquet is not a file; give the folder that holds it with --data" in capsys.readouterr().err
+
+
 @pytest.mark.heavy
 def test_the_command_writes_the_table_and_the_figure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir(tmp_path)
