@@ -188,7 +188,7 @@ def compare(a: Results, b: Results, only: Mapping[str, str | None], ignore: Sequ
         check_choice("--ignore", name, sorted({*a.columns, *b.columns}))
     for name, wanted in only.items():
         if wanted is not None:
-            check_choice(f"--{name}", wanted, sorted({one.key.get(name, "") for one in a.lines + b.lines}))
+            check_choice(f"--{name}", wanted, {one.key.get(name, "") for one in a.lines + b.lines} - {""})
     left, right = (_by_key(one, columns, only) for one in (a, b))
     pairs = [_pair(key, left[key], right[key], columns) for key in left if key in right]
     tested = [at for at, pair in enumerate(pairs) if pair.p is not None]

@@ -148,7 +148,9 @@ def who_holds_what(config: Mapping[str, Any]) -> Holdings:
     rare = torch.zeros_like(canary)
     if rarity is not None:
         if not isinstance(rarity, Mapping) or set(rarity) != {"label", "client"}:
-            raise InputError(f"rarity is {rarity!r}; write rarity={{label:7,client:0}}, or rarity=null for none")
+            raise InputError(
+                f"rarity is {rarity!r}; write 'rarity={{label:7,client:0}}' with the quotes, or rarity=null for none"
+            )
         owners = plant_rarity(pool, owners, rarity["label"], rarity["client"], run, true.labels)
         rare = rare_example(pool, owners, rarity["label"])
     return Holdings(pool=pool, test=test, fingerprint=fingerprint, canary=canary, rare=rare, owners=owners)

@@ -54,9 +54,10 @@ def read(folder: Path) -> Record:
     """What stands in a results folder; InputError where it holds none, or a damaged one."""
     try:
         manifest = json.loads((folder / "manifest.json").read_text())
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
+        such = next(iter(sorted(folder.glob(f"*/{FILE}"))), Path("results/leakage_vs_epsilon", FILE)).parent
         raise InputError(
-            f"{folder} holds no manifest.json; name a folder that a sweep wrote, such as results/leakage_vs_epsilon"
+            f"{folder} holds no manifest.json; name a folder that a sweep or a study wrote, such as {such}"
         ) from None
     except (OSError, ValueError):
         raise InputError(f"{folder}/manifest.json is damaged; run the sweep again") from None

@@ -44,8 +44,8 @@ def check_place(name: object) -> None:
     parts = str(name).split("/") if isinstance(name, str | int) and not isinstance(name, bool) else []
     if not parts or not all(re.fullmatch(r"\w[\w .+=,-]*", part) for part in parts):
         raise InputError(
-            f"name is {name!r}; it is a folder under {RESULTS}/, and must begin with a letter or a digit and hold "
-            "no more than letters, digits, spaces and . _ + = , -"
+            f"name is {name!r}; it is a folder under {RESULTS}/, or several as in a/b; each must begin with a letter "
+            "or a digit and hold no more than letters, digits, spaces and . _ + = , -"
         )
     if parts[0] == RUNS.name:
         raise InputError(f"name is {str(name)!r}, but {RUNS}/ is where stored runs are kept; choose another name")

@@ -45,13 +45,15 @@ def check_number(
 
 
 def check_choice(name: str, value: object, allowed: Iterable[str]) -> None:
-    """Raise InputError unless `value` is one of `allowed`; the message names the nearest one."""
+    """Raise InputError unless `value` is one of `allowed`; the message names the nearest one, whatever its case."""
     options = sorted(allowed)
     if value in options:
         return
-    near = difflib.get_close_matches(str(value), options, n=1)
-    hint = f"; did you mean {near[0]!r}?" if near else ""
-    raise InputError(f"{name} is {value!r}; allowed: {', '.join(options)}{hint}")
+    lowered = {option.lower(): option for option in options}
+    near = difflib.get_close_matches(str(value).lower(), lowered, n=1)
+    hint = f"; did you mean {lowered[near[0]]!r}?" if near else ""
+    listed = ", ".join(repr(option) if "," in option else option for option in options)
+    raise InputError(f"{name} is {value!r}; allowed: {listed}{hint}")
 
 
 def check_flag(name: str, value: object) -> None:

@@ -102,6 +102,7 @@ from tests.experiments.conftest import SWEEP, TINY
         (["experiment=secagg_dropout", "study.survivors=3"], "study.survivors is 3; it must be a list"),
         (["experiment=secagg_dropout", "name=../x"], "name is '../x'"),
         ([*SWEEP, "attack.fprr=0.1"], "did you mean fpr?"),
+        (["hydra/launcher=submitit_slurm"], "starts the cells of a sweep, and this is none; add --multirun"),
         (["fleet=devices", "fleet.deadline=1e-9"], "fleet.deadline is 1e-09 s, and no client's update arrives by then"),
     ],
 )

@@ -65,6 +65,13 @@ def test_a_folder_without_a_whole_record_is_refused(tmp_path, manifest, kept, sa
         record.read(tmp_path)
 
 
+def test_a_file_in_place_of_a_folder_is_not_called_damaged(tmp_path):
+    file = tmp_path / "README.md"
+    file.write_text("text")
+    with pytest.raises(InputError, match=r"README\.md holds no manifest\.json; name a folder"):
+        record.read(file)
+
+
 def test_the_examples_with_pictures_are_those_of_the_first_attack_that_ran():
     rows = [{"attack": "gradient ascent"}, {"attack": "LiRA"}, {"attack": "BaVarIA"}]
     assert collect.first_ranked(rows, {"BaVarIA": [], "LiRA": []}) == "LiRA"

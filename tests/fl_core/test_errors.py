@@ -64,3 +64,8 @@ def test_a_misspelt_choice_is_told_what_is_allowed_and_what_is_near():
         check_choice("backend", "vmapp", ("vmap", "loop"))
     with pytest.raises(InputError, match=r"backend is 7; allowed: loop, vmap$"):
         check_choice("backend", 7, ("vmap", "loop"))
+
+
+def test_a_choice_with_a_comma_is_quoted_and_the_nearest_is_found_in_any_case():
+    with pytest.raises(InputError, match="allowed: LiRA, 'LiRA, offline', RMIA; did you mean 'LiRA'"):
+        check_choice("--attack", "lira", ("LiRA", "LiRA, offline", "RMIA"))
