@@ -17,9 +17,9 @@ INSIDE = ("__main__", "secagg_client")
 def commands(folder: Path) -> dict[str, str]:
     """The modules of a folder that can be called, and the first sentence of what each says of itself."""
     files = [path for path in sorted(folder.glob("*.py")) if path.stem not in (*INSIDE, "__init__")]
-    found = {path.stem: path.read_text() for path in files}
+    found = {path.stem: path.read_text(encoding="utf-8") for path in files}
     called = {name: text for name, text in found.items() if 'if __name__ == "__main__"' in text}
-    packages = {path.parent.name: path.read_text() for path in folder.glob("*/__main__.py")}
+    packages = {path.parent.name: path.read_text(encoding="utf-8") for path in folder.glob("*/__main__.py")}
     return {name: first_sentence(text) for name, text in sorted((called | packages).items())}
 
 

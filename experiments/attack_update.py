@@ -119,7 +119,7 @@ def write(folder: Path, parts: Mapping[str, bytes], summary: Mapping[str, Any]) 
 def main() -> None:
     overrides: Sequence[str] = sys.argv[1:]
     if {"-h", "--help"} & set(overrides):
-        print(__doc__ + (files("conf") / "attack_update.yaml").read_text())
+        print(__doc__ + (files("conf") / "attack_update.yaml").read_text(encoding="utf-8"))
         return
     with one_line_errors(debug="debug=true" in overrides):
         folder = perform(read(overrides), command())

@@ -112,7 +112,7 @@ def read(folder: Path) -> Results:
         raise InputError(f"{folder}/manifest.json is no sweep's and no study's; name a folder that one of them wrote")
     table = folder / ("data.csv" if study else "table.csv")
     try:
-        rows = list(csv.DictReader(io.StringIO(table.read_text(), newline="")))
+        rows = list(csv.DictReader(io.StringIO(table.read_text(encoding="utf-8"), newline="")))
         columns = [name for name in rows[0] if name not in MEASURED] if study else list(SWEEP)
         if not {*columns, "value"} <= set(rows[0]):
             raise KeyError("a column is missing")

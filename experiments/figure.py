@@ -30,6 +30,7 @@ from fl_core.views import VIEWS
 
 KINDS = ("leakage", "front", "field", "roc")
 ENDINGS = (".png", ".pdf", ".csv")
+OTHERS = (".svg", ".eps", ".ps", ".jpg", ".jpeg", ".tif", ".tiff", ".webp")
 
 
 def draw(
@@ -49,6 +50,8 @@ def draw(
         return drawn
     name, its = resolve(cells, attack, view)
     if kind == "leakage":
+        if len(cells) > 1 and len({cell.epsilon for cell in cells}) == 1:
+            raise InputError(f"all cells are at ε = {cells[0].label()}; draw `field`, or choose a cell with --variant")
         groups = list(dict.fromkeys(row.group for cell in cells for row in cell.rows if row.attack == name))
         return leakage(cells, title, attack=name, view=its, group=group or groups[0], metric=metric or "tpr")
     if kind == "roc":
@@ -86,6 +89,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     options = parser.parse_args(arguments)
     with one_line_errors():
+        if options.out is not None and options.out.suffix.lower() in OTHERS:
+            raise InputError(
+                f"--out is {options.out}; a figure is written as {', '.join(ENDINGS)}: leave the ending out"
+            )
         found = record.read(options.folder)
         figure = draw(
             found, options.kind, options.attack, options.view, options.group, options.metric, options.variant,

@@ -53,7 +53,7 @@ def write(
 def read(folder: Path) -> Record:
     """What stands in a results folder; InputError where it holds none, or a damaged one."""
     try:
-        manifest = json.loads((folder / "manifest.json").read_text())
+        manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
     except (FileNotFoundError, NotADirectoryError):
         such = next(iter(sorted(folder.glob(f"*/{FILE}"))), Path("results/leakage_vs_epsilon", FILE)).parent
         raise InputError(

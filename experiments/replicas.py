@@ -136,7 +136,7 @@ def _work(population: Population, executor: Executor, task: Callable[..., None],
             if (pieces / f"train-{shard}.safetensors").exists():
                 done += rounds
             elif count.exists():
-                done += int(count.read_text() or 0)
+                done += int(count.read_text(encoding="utf-8") or 0)
         return done
 
     # A worker on another machine must not choose another device than the one that stands in the hash.
@@ -205,12 +205,12 @@ def _joined(parts: list[dict[str, Tensor]], prefix: str) -> dict[str, Tensor]:
 def signals_of(folder: Path) -> Signals:
     """All replicas' signals of a stored population."""
     tensors, _ = load_tensors(folder / "signals.safetensors")
-    view = json.loads((folder / "manifest.json").read_text())["view"]
+    view = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))["view"]
     arrays = {name.removeprefix("signals."): value.numpy() for name, value in tensors.items()}
     return KINDS[view](**arrays)
 
 
 def history_of(folder: Path) -> tuple[list[list[float]], list[list[dict[str, Any]]]]:
     """Test accuracies and the fleets' log lines of a stored population, both [rounds][replicas]."""
-    lines = [json.loads(line) for line in (folder / "rounds.jsonl").read_text().splitlines()]
+    lines = [json.loads(line) for line in (folder / "rounds.jsonl").read_text(encoding="utf-8").splitlines()]
     return [line["test_accuracy"] for line in lines], [line["fleet"] for line in lines]

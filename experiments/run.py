@@ -32,7 +32,9 @@ def app(config: DictConfig) -> None:
     with one_line_errors(debug=config.debug is True):
         sweep.check_fields(settings.overrides.task)
         if settings.mode == RunMode.RUN and sweep.runs_away(settings):
-            raise InputError("hydra/launcher starts the cells of a sweep, and this is none; add --multirun, or leave it out")
+            raise InputError(
+                "hydra/launcher starts the cells of a sweep, and this is none; add --multirun, or leave it out"
+            )
         if config.study is not None:
             perform(sweep.resolved(config), list(settings.overrides.task), command())
             return

@@ -124,7 +124,7 @@ class StoredRun:
 
     def leakage(self) -> dict[str, Any]:
         """What its leakage.json says."""
-        found: dict[str, Any] = json.loads((self.folder / "leakage.json").read_text())
+        found: dict[str, Any] = json.loads((self.folder / "leakage.json").read_text(encoding="utf-8"))
         return found
 
 
@@ -142,7 +142,7 @@ def load(folder: Path, fields: Sequence[str] = CELL) -> StoredRun:
     """
     cure = f"delete the folder {folder} and run the sweep again"
     try:
-        manifest = json.loads((folder / "manifest.json").read_text())
+        manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
         files = dict(manifest["files"])
         for name in fields:
             manifest[name]
@@ -193,7 +193,7 @@ def circumstances(device: torch.device) -> dict[str, Any]:
 
 def _processor() -> str:
     try:
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
             if line.startswith("model name"):
                 return line.split(":", 1)[1].strip()
     except OSError:

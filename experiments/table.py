@@ -52,6 +52,8 @@ class Number:
 
     def printed(self, value: float) -> str:
         """A value as this number's own is printed."""
+        if not math.isfinite(value):
+            return "—" if math.isnan(value) else "∞" if value > 0 else "-∞"
         if not self.significant:
             return f"{value:.{self.digits}f}"
         if value and not 1e-3 <= abs(value) < 1e5:

@@ -159,7 +159,7 @@ def stored(config: Mapping[str, Any], run: Path) -> None:
     """Log the rounds of the stored population `run`, unless they are logged already."""
     if config["tensorboard"] is None:
         return
-    lines = [json.loads(line) for line in (run / "rounds.jsonl").read_text().splitlines()]
+    lines = [json.loads(line) for line in (run / "rounds.jsonl").read_text(encoding="utf-8").splitlines()]
     whole = {"accuracy": [line["test_accuracy"] for line in lines], "fleet": [line["fleet"] for line in lines]}
     board = Board(place(config, run.name))
     board.add(points({config["first_replica"]: whole}))

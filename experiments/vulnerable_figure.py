@@ -26,7 +26,7 @@ def vulnerable(cells: Sequence[CellResult], title: str) -> Figure | None:
     names = cells[0].facts["classes"]
     with plt.style.context(STYLE):
         figure, axes = plt.subplots(
-            len(shown), MOST, figsize=(PAGE, 1.1 * len(shown) + 0.9), layout="constrained", squeeze=False
+            len(shown), MOST, figsize=(PAGE, 1.1 * len(shown) + 1.0), layout="constrained", squeeze=False
         )
         for line, (cell, exposed) in enumerate(shown):
             ranked = cell.vulnerable[attack]

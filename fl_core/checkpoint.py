@@ -41,7 +41,7 @@ def write_json(path: Path, value: Any) -> None:
 def read_json(path: Path) -> Any:
     """Read back what `write_json` wrote; InputError where the file is missing or damaged."""
     try:
-        return json.loads(path.read_text())
+        return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise InputError(f"{path} is missing or damaged ({_brief(error)}); delete it and run again") from error
 

@@ -168,7 +168,7 @@ def resident_memory() -> tuple[int, int]:
     """
     status = Path("/proc/self/status")
     if status.exists():
-        lines = (line.split() for line in status.read_text().splitlines())
+        lines = (line.split() for line in status.read_text(encoding="utf-8").splitlines())
         found = {line[0]: int(line[1]) * 1024 for line in lines if line[0] in ("VmRSS:", "VmHWM:")}
         return found["VmRSS:"], found["VmHWM:"]
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)

@@ -210,8 +210,8 @@ def page(found: Record, command: str) -> str:
         "walls": hung,
         "exposed": content.exposed,
     }
-    script, plotly = "".join((HERE / name).read_text() for name in SCRIPTS), _plotly()
-    last = (HERE / "last.js").read_text()
+    script, plotly = "".join((HERE / name).read_text(encoding="utf-8") for name in SCRIPTS), _plotly()
+    last = (HERE / "last.js").read_text(encoding="utf-8")
     attacks = len({name for one in known for name in one.names})  # none where a study's rows do not say whose they are
     facts = [
         *content.facts[:2],
@@ -227,7 +227,9 @@ def page(found: Record, command: str) -> str:
             policy=_policy([script, plotly, last]),
             title=manifest["title"],
             name=f"results/{manifest['name']}",
-            styles=Markup(pictures.BASE.read_text() + (HERE / "report.css").read_text()),
+            styles=Markup(
+                pictures.BASE.read_text(encoding="utf-8") + (HERE / "report.css").read_text(encoding="utf-8")
+            ),
             facts=facts,
             sections={key: told for key, told in sections.items() if told},
             alarms=content.alarms,

@@ -121,7 +121,7 @@ class Options:
 def read(overrides: Sequence[str]) -> Options:
     """The options of a command line; InputError for one that is unknown, missing, or cannot be read."""
     values: dict[str, Any] = OmegaConf.to_container(  # type: ignore[assignment]
-        OmegaConf.create((files("conf") / "attack_update.yaml").read_text())
+        OmegaConf.create((files("conf") / "attack_update.yaml").read_text(encoding="utf-8"))
     )
     changes: dict[str, Any] = {}
     for one in overrides:

@@ -127,7 +127,7 @@ def page(
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
         f"<title>{escape(options.folder.name)}: what one update gives away</title>"
-        f"<style>{BASE.read_text()}{STYLES}</style></head>\n"
+        f"<style>{BASE.read_text(encoding='utf-8')}{STYLES}</style></head>\n"
         "<body>" + "\n".join(parts) + "</body></html>\n"
     )
 

@@ -211,6 +211,8 @@ def test_one_attack_is_drawn_under_its_view_with_ceiling_audit_blind_guesses_and
             "has no number in this sweep: needs ≥ 100,000",
         ),
         ("leakage leakage_vs_epsilon --variant x", "--variant is 'x'; this sweep has no variants"),
+        ("leakage leakage_by_round", "all cells are at ε = ∞; draw `field`, or choose a cell with --variant"),
+        ("leakage leakage_vs_epsilon --out it.svg", "--out is it.svg; a figure is written as .png, .pdf, .csv"),
         ("field leakage_vs_epsilon", "these cells do not differ by one number"),
         ("field leakage_by_round --field clients", "--field is 'clients'; in numbers these cells differ by rounds"),
         ("front lira_cifar", "fewer than three cells"),
@@ -221,7 +223,7 @@ def test_one_attack_is_drawn_under_its_view_with_ceiling_audit_blind_guesses_and
 def test_what_a_sweep_does_not_have_is_one_line_and_writes_nothing(arguments, said, tmp_path, capsys):
     kind, folder, *more = arguments.split()
     with pytest.raises(SystemExit) as stopped:
-        figure.main([kind, str(RESULTS / folder), *more, "--out", str(tmp_path / "it")])
+        figure.main([kind, str(RESULTS / folder), "--out", str(tmp_path / "it"), *more])
     assert stopped.value.code == 2
     told = capsys.readouterr().err
     assert said in told

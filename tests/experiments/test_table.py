@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import math
 import shutil
 import subprocess
 from pathlib import Path
@@ -63,6 +64,8 @@ def test_small_and_large_numbers_keep_their_significant_digits():
         str(Number(value=value, digits=3, significant=True)) for value in (0.0, 1.2345, 0.00012, 1234567.0, 4321.0)
     ]
     assert shown == ["0", "1.23", "1.2·10⁻⁴", "1.2·10⁶", "4,321"]
+    beyond = [Number(value=value, significant=True) for value in (math.inf, -math.inf, math.nan)]
+    assert [str(one) for one in beyond] == ["∞", "-∞", "—"]
 
 
 def test_lines_are_compared_within_their_group_alone():
