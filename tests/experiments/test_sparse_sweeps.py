@@ -53,6 +53,10 @@ def without_numbers(cell: CellResult) -> CellResult:
     return replace(cell, rows=rows, roc={})
 
 
+def without_accuracy(cell: CellResult) -> CellResult:
+    return replace(cell, rows=tuple(row for row in cell.rows if row.question != "utility"), accuracy=())
+
+
 def changed(name: str, change: Callable[[CellResult], CellResult]) -> Record:
     found = kept(name)
     return replace(found, cells=tuple(map(change, found.cells)))
@@ -103,6 +107,11 @@ def test_a_figure_about_attacks_of_a_sweep_without_any_is_refused_in_words(kind)
 
 
 def test_one_attack_s_figure_does_without_a_model_s_accuracy():
-    drawn = figure.draw(changed("alice_and_bob", without_numbers), "leakage")
+    drawn = figure.draw(changed("alice_and_bob", without_accuracy), "leakage")
     assert drawn.axes
     plt.close(drawn)
+
+
+def test_one_attack_s_figure_without_any_number_is_refused_in_words():
+    with pytest.raises(InputError, match="has no number in this sweep"):
+        figure.draw(changed("alice_and_bob", without_numbers), "leakage")
