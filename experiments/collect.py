@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -110,7 +110,7 @@ class CellResult:
 
     def first_ranked(self) -> str:
         """The attack whose most vulnerable examples have pictures; empty where none has."""
-        return next((name for name in self.attacks() if name in self.vulnerable), "")
+        return first_ranked(self.attacks(), self.vulnerable)
 
     def row(self, question: str, metric: str, attack: str | None = None, group: str | None = None) -> Row | None:
         """The one row that fits, or None."""
@@ -154,7 +154,8 @@ def _pictures(folder: Path, leakage: Mapping[str, Any]) -> dict[str, Any]:
             "psnr": [None if lost else float(decibels) for lost, decibels in likeness],
         }
     if len(truth.get("vulnerable_images", ())):
-        ranked = leakage["vulnerable"][first_ranked(leakage["rows"], leakage["vulnerable"])]
+        names = (row["attack"] for row in leakage["rows"])
+        ranked = leakage["vulnerable"][first_ranked(names, leakage["vulnerable"])]
         shown["exposed"] = {
             "images": truth["vulnerable_images"].tolist(),
             "labels": truth["vulnerable_labels"].tolist(),
@@ -163,12 +164,12 @@ def _pictures(folder: Path, leakage: Mapping[str, Any]) -> dict[str, Any]:
     return shown
 
 
-def first_ranked(rows: Sequence[Mapping[str, Any]], vulnerable: Mapping[str, Any]) -> str:
+def first_ranked(names: Iterable[str], vulnerable: Mapping[str, Any]) -> str:
     """The attack whose most vulnerable examples have pictures: the first of the configuration that was not refused.
 
-    JSON sorts `vulnerable` by name; rows keep the configuration's order.
+    `names` are in the configuration's order, as in the rows; JSON sorts `vulnerable`. Empty where none was ranked.
     """
-    return next(str(row["attack"]) for row in rows if row["attack"] in vulnerable)
+    return next((name for name in names if name in vulnerable), "")
 
 
 def _cell(cell: Mapping[str, Any]) -> CellResult:

@@ -1,8 +1,8 @@
 """What a results folder keeps of its stored runs: `results/<name>/record.json.xz` and `manifest.json`.
 
-Figures, tables, reports and comparisons read these two files and nothing else, so that a clone without `results/runs/`
-can draw everything again. They are written once, when a sweep or a study ends. Pictures are kept in 8 bits, as they
-are shown; every number at full precision.
+Figures, tables, reports and exports read these two files and nothing else, so that a clone without `results/runs/` can
+draw everything again; a comparison reads the manifest and the CSV of rows that was drawn. They are written once, when a
+sweep or a study ends. Pictures are kept in 8 bits, as they are shown; every number at full precision.
 """
 
 from __future__ import annotations

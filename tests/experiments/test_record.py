@@ -73,5 +73,6 @@ def test_a_file_in_place_of_a_folder_is_not_called_damaged(tmp_path):
 
 
 def test_the_examples_with_pictures_are_those_of_the_first_attack_that_ran():
-    rows = [{"attack": "gradient ascent"}, {"attack": "LiRA"}, {"attack": "BaVarIA"}]
-    assert collect.first_ranked(rows, {"BaVarIA": [], "LiRA": []}) == "LiRA"
+    names = ["gradient ascent", "LiRA", "BaVarIA"]
+    assert collect.first_ranked(names, {"BaVarIA": [], "LiRA": []}) == "LiRA"
+    assert collect.first_ranked(names, {}) == ""
