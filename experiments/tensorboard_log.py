@@ -12,7 +12,6 @@ import importlib.util
 import json
 import math
 import os
-import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,6 +19,7 @@ from typing import Any
 
 import numpy as np
 
+from experiments.terminal import meanwhile
 from fl_core.errors import InputError
 
 POLL_SECONDS = 1.0
@@ -138,19 +138,9 @@ def live(config: Mapping[str, Any], run: str, histories: Callable[[], Mapping[in
     if config["tensorboard"] is None:
         yield
         return
-    board, stop = Board(place(config, run)), threading.Event()
-
-    def watch() -> None:
-        while not stop.wait(POLL_SECONDS):
-            board.add(points(histories()))
-
-    thread = threading.Thread(target=watch, daemon=True)
-    thread.start()
-    try:
+    board = Board(place(config, run))
+    with meanwhile(lambda: board.add(points(histories())), POLL_SECONDS):
         yield
-    finally:
-        stop.set()
-        thread.join()
     board.add(points(histories()))
     board.close()
 

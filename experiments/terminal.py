@@ -99,6 +99,24 @@ def say(line: str) -> None:
 
 
 @contextmanager
+def meanwhile(work: Callable[[], None], seconds: float = POLL_SECONDS) -> Iterator[None]:
+    """Do some `work` again and again while the block runs, `seconds` apart; never after it has ended."""
+    stop = threading.Event()
+
+    def watch() -> None:
+        while not stop.wait(seconds):
+            work()
+
+    thread = threading.Thread(target=watch, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join()
+
+
+@contextmanager
 def progress(total: int, done: Callable[[], int], name: str, unit: str, afterwards: str = "") -> Iterator[None]:
     """A bar of what is `done` of `total`, which workers tell by files; nothing where the output is no terminal.
 
@@ -107,22 +125,15 @@ def progress(total: int, done: Callable[[], int], name: str, unit: str, afterwar
     if not sys.stderr.isatty():
         yield
         return
-    stop = threading.Event()
+    with tqdm(total=total, desc=name, unit=unit, leave=False) as bar:
 
-    def watch(bar: tqdm) -> None:
-        while not stop.wait(POLL_SECONDS):
+        def show() -> None:
             bar.update(done() - bar.n)
             if bar.n == bar.total:
                 bar.set_postfix_str(afterwards)
 
-    with tqdm(total=total, desc=name, unit=unit, leave=False) as bar:
-        thread = threading.Thread(target=watch, args=(bar,), daemon=True)
-        thread.start()
-        try:
+        with meanwhile(show):
             yield
-        finally:
-            stop.set()
-            thread.join()
 
 
 def one_line(error: Exception) -> str:

@@ -46,6 +46,18 @@ def contents() -> dict[str, bytes]:
     return {name: (STUDY / name).read_bytes() for name in FILES}
 
 
+def refusal(capsys: pytest.CaptureFixture[str], command: Callable[..., object], *arguments: str) -> str:
+    """The one line that a command says where it ends with exit code 2 and nothing printed."""
+    with pytest.raises(SystemExit) as stopped:
+        command(*arguments)
+    assert stopped.value.code == 2
+    printed = capsys.readouterr()
+    assert printed.err.startswith("mirage: ")
+    assert printed.err.count("\n") == 1
+    assert printed.out == ""
+    return printed.err
+
+
 @pytest.fixture(scope="session")
 def reference(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
     """The tiny sweep's files, made with one worker and no interruption."""

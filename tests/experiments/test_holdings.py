@@ -20,6 +20,7 @@ from experiments.holdings_figure import Deal, arrange, draw
 from experiments.population import who_holds_what
 from fl_core.errors import InputError
 from fl_core.partition import NOBODY
+from tests.experiments.conftest import refusal
 
 FILES = ["who_holds_what.csv", "who_holds_what.json", "who_holds_what.pdf", "who_holds_what.png"]
 
@@ -241,14 +242,7 @@ def test_what_does_not_decide_the_holdings_is_not_drawn_twice():
     ],
 )
 def test_a_bad_input_is_one_line_with_exit_code_2_and_nothing_written(arguments, says, here: Path, command, capsys):
-    with pytest.raises(SystemExit) as stopped:
-        command(*arguments)
-    assert stopped.value.code == 2
-    printed = capsys.readouterr()
-    assert printed.err.startswith("mirage: ")
-    assert printed.err.count("\n") == 1
-    assert says in printed.err
-    assert printed.out == ""
+    assert says in refusal(capsys, command, *arguments)
     assert not list(here.iterdir())
 
 

@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from experiments.own_update.attacks import PRESETS
+from tests.experiments.conftest import refusal
 from tests.experiments.own_update.deployment import QUICK, USUAL, make, summary
 
 
@@ -106,14 +107,7 @@ def spoiled() -> None:
 def test_a_bad_input_is_one_line_with_exit_code_2_and_nothing_written(arguments, says, here, mirage, capsys):
     spoiled()
     there = set(here.iterdir())
-    with pytest.raises(SystemExit) as stopped:
-        mirage(*arguments)
-    assert stopped.value.code == 2
-    printed = capsys.readouterr()
-    assert printed.err.startswith("mirage: ")
-    assert printed.err.count("\n") == 1
-    assert says in printed.err
-    assert printed.out == ""
+    assert says in refusal(capsys, mirage, *arguments)
     assert set(here.iterdir()) - {here / "__pycache__"} == there
 
 

@@ -17,6 +17,7 @@ from joblib.externals.loky import get_reusable_executor
 
 from experiments import paper, store
 from fl_core.checkpoint import read_json, write_json
+from tests.experiments.conftest import refusal
 
 TARGET = "tests.experiments.studies.squares"
 OURS = os.environ | {"PYTHONPATH": str(Path(__file__).parents[3])}  # where a program finds the study of these tests
@@ -163,14 +164,7 @@ def test_a_killed_study_goes_on_where_it_was(here, mirage):
     ],
 )
 def test_a_bad_input_is_one_line_with_exit_code_2_and_nothing_written(arguments, says, here, mirage, capsys):
-    with pytest.raises(SystemExit) as stopped:
-        mirage(*arguments)
-    printed = capsys.readouterr()
-    assert stopped.value.code == 2, printed
-    assert printed.err.startswith("mirage: ")
-    assert printed.err.count("\n") == 1
-    assert says in printed.err
-    assert printed.out == ""
+    assert says in refusal(capsys, mirage, *arguments)
     assert not list(here.iterdir())
 
 
